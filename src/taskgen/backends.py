@@ -1,0 +1,96 @@
+"""What runs background tasks: the comparison behind `taskgen backends`."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """One way to run background tasks, and what speaks for and against it.
+
+    Attributes:
+        key: The answer that chooses it.
+        name: What its own project calls it.
+        generated: Whether this version of taskgen can generate it.
+        async_native: Whether a task is an `async def` that runs on an event loop.
+        broker: What has to run beside the service.
+        workflows: How tasks are put together into larger ones.
+        monitoring: How to see what is going on.
+        persistence: What happens to tasks when a process ends.
+        complexity: What there is to learn and to operate.
+        when_to_use: What it is good for.
+        when_not: What it is not good for.
+    """
+
+    key: str
+    name: str
+    generated: bool
+    async_native: str
+    broker: str
+    workflows: str
+    monitoring: str
+    persistence: str
+    complexity: str
+    when_to_use: str
+    when_not: str
+
+    def aspects(self) -> list[tuple[str, str]]:
+        """List the points of comparison, each with its heading, in the order of reading."""
+        return [
+            ("Async native", self.async_native),
+            ("Broker", self.broker),
+            ("Workflows", self.workflows),
+            ("Monitoring", self.monitoring),
+            ("Persistence", self.persistence),
+            ("Complexity", self.complexity),
+            ("When to use", self.when_to_use),
+            ("When not", self.when_not),
+        ]
+
+
+BACKENDS = (
+    Backend(
+        key="arq",
+        name="ARQ",
+        generated=True,
+        async_native="Yes: tasks are coroutines, many at once in one worker.",
+        broker="Redis or Valkey.",
+        workflows="None built in: a task enqueues the next. Deferred jobs, retries, cron.",
+        monitoring="Job status and results by an API, a health check; no dashboard of its own.",
+        persistence="Jobs are in Redis, as durable as it is set up to be: they survive restarts of "
+        "the API and of the workers, and run at least once.",
+        complexity="Low: one broker, one worker command. In maintenance mode: fixes, few new "
+        "features.",
+        when_to_use="Async services whose jobs wait on I/O and must survive a restart.",
+        when_not="Chains and groups of tasks, brokers other than Redis, work that keeps a "
+        "processor busy.",
+    ),
+    Backend(
+        key="celery",
+        name="Celery",
+        generated=False,
+        async_native="No: tasks are plain functions, in a pool of processes, threads or greenlets.",
+        broker="RabbitMQ, Redis or Amazon SQS.",
+        workflows="Chain, group, chord, map and more.",
+        monitoring="Flower, events, and exporters for Prometheus.",
+        persistence="Tasks are in the broker: they survive restarts. Results need a result "
+        "backend.",
+        complexity="High: a broker, workers, often a result backend and beat, and many settings.",
+        when_to_use="Workflows of many steps, work that keeps processors busy, a broker other "
+        "than Redis.",
+        when_not="A small async service: its tasks cannot await what the rest of it awaits.",
+    ),
+    Backend(
+        key="background",
+        name="BackgroundTasks",
+        generated=True,
+        async_native="Yes: coroutines run on the API's own event loop, plain functions in its "
+        "threads.",
+        broker="None.",
+        workflows="None: the tasks of one response run one after the other.",
+        monitoring="None built in; the generated service keeps a table of statuses in memory.",
+        persistence="None: what waits or runs is lost when the process ends.",
+        complexity="Lowest: part of FastAPI, nothing else to run.",
+        when_to_use="Short work that may be lost, such as a welcome email or a cache to warm.",
+        when_not="Work that must happen, takes long, or needs more than the API's processes.",
+    ),
+)

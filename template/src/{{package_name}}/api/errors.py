@@ -1,0 +1,83 @@
+"""Errors as RFC 9457 problem details."""
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+
+from ..job import QueueUnavailableError
+
+RETRY_AFTER_SECONDS = 2
+MEDIA_TYPE = "application/problem+json"
+
+
+class InvalidField(BaseModel):
+    """A part of the request that is not valid. Its value is not repeated."""
+
+    location: str
+    message: str
+
+
+class Problem(BaseModel):
+    """The body of every error."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str | None = None
+    errors: list[InvalidField] | None = None
+
+
+_DESCRIBED = {
+    "model": Problem,
+    "description": "What is wrong.",
+    "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+}
+PROBLEM_RESPONSES: dict[int | str, dict[str, Any]] = {"4XX": _DESCRIBED, "5XX": _DESCRIBED}
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    """Have every error of this app answered as problem details."""
+    app.exception_handler(HTTPException)(_http_error)
+    app.exception_handler(RequestValidationError)(_invalid_request)
+    app.exception_handler(QueueUnavailableError)(_queue_unavailable)
+    app.exception_handler(Exception)(_unexpected_error)
+
+
+async def _http_error(_request: Request, error: HTTPException) -> JSONResponse:
+    return _answer(error.status_code, error.detail, headers=error.headers)
+
+
+async def _invalid_request(_request: Request, error: RequestValidationError) -> JSONResponse:
+    errors = [
+        InvalidField(location=".".join(map(str, each["loc"])), message=each["msg"])
+        for each in error.errors()
+    ]
+    status = HTTPStatus.UNPROCESSABLE_ENTITY
+    return _answer(status, "The request is not valid.", errors=errors)
+
+
+async def _queue_unavailable(_request: Request, error: QueueUnavailableError) -> JSONResponse:
+    headers = {"Retry-After": str(RETRY_AFTER_SECONDS)}
+    return _answer(HTTPStatus.SERVICE_UNAVAILABLE, str(error), headers=headers)
+
+
+async def _unexpected_error(_request: Request, _error: Exception) -> JSONResponse:
+    return _answer(HTTPStatus.INTERNAL_SERVER_ERROR, "The log of the service says more.")
+
+
+def _answer(
+    status: int,
+    detail: str,
+    *,
+    errors: list[InvalidField] | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> JSONResponse:
+    problem = Problem(title=HTTPStatus(status).phrase, status=status, detail=detail, errors=errors)
+    content = problem.model_dump(exclude_none=True)
+    return JSONResponse(content, status, headers, media_type=MEDIA_TYPE)

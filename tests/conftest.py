@@ -1,0 +1,68 @@
+"""What several of the test modules need: the command, and a repository to generate from."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).parents[1]
+BIN = Path(sys.executable).parent
+
+# A user's machine in a terminal of no special kind, whatever started the tests.
+ENVIRONMENT = {
+    name: value
+    for name, value in os.environ.items()
+    if name not in {"COLUMNS", "FORCE_COLOR", "NO_COLOR", "VIRTUAL_ENV"}
+} | {
+    "GIT_AUTHOR_EMAIL": "user@example.org",
+    "GIT_AUTHOR_NAME": "A user",
+    "GIT_COMMITTER_EMAIL": "user@example.org",
+    "GIT_COMMITTER_NAME": "A user",
+}
+
+
+def run(
+    *command: str | Path, cwd: Path, env: Mapping[str, str] | None = None, check: bool = True
+) -> subprocess.CompletedProcess[str]:
+    """Run a command that talks to no person, and return what it said."""
+    done = subprocess.run(
+        command,
+        cwd=cwd,
+        env=ENVIRONMENT | dict(env or {}),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        check=False,
+        timeout=300,
+    )
+    assert not check or done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+    return done
+
+
+def taskgen(
+    *arguments: str | Path, cwd: Path, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run `taskgen` as a user does, whatever becomes of it."""
+    return run(BIN / "taskgen", *arguments, cwd=cwd, env=env, check=False)
+
+
+@pytest.fixture(scope="session")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """This project as it stands, in a git repository of its own, with the tag v0.1.0."""
+    root = tmp_path_factory.mktemp("repository") / "taskgen"
+    root.mkdir()
+    for name in ("README.md", "LICENSE", "copier.yml", "pyproject.toml"):
+        shutil.copy(CHECKOUT / name, root)
+    for name in ("src", "template"):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(CHECKOUT / name, root / name, ignore=ignored)
+    run("git", "init", "--quiet", "--initial-branch", "main", cwd=root)
+    run("git", "add", "--all", cwd=root)
+    run("git", "commit", "--quiet", "--message", "A release", cwd=root)
+    run("git", "tag", "v0.1.0", cwd=root)
+    return root

@@ -1,0 +1,476 @@
+"""The command line, run as a user runs it."""
+
+import json
+import os
+import signal
+import stat
+import subprocess
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import BIN, CHECKOUT, ENVIRONMENT, run, taskgen
+
+QUICK = ("--yes", "--no-git", "--no-sync")
+
+
+def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """Read the mode and the bytes of every file, and of nothing in `.git` and `.venv`."""
+    return {
+        str(path.relative_to(folder)): (stat.S_IMODE(path.stat().st_mode), path.read_bytes())
+        for path in folder.rglob("*")
+        if path.is_file() and not {".git", ".venv"} & set(path.relative_to(folder).parts)
+    }
+
+
+def is_whole(service: Path, package: str) -> bool:
+    names = ("pyproject.toml", ".copier-answers.yml", f"src/{package}/__init__.py")
+    return all((service / name).is_file() for name in names)
+
+
+def fake_uv(folder: Path, script: str) -> dict[str, str]:
+    """Put a program named uv in front of the real one.
+
+    Returns:
+        The environment in which it is found.
+    """
+    folder.mkdir()
+    (folder / "uv").write_text(f"#!/bin/sh\n{script}\n")
+    (folder / "uv").chmod(0o755)
+    return {"PATH": f"{folder}:{os.environ['PATH']}"}
+
+
+def without(program: str, folder: Path) -> dict[str, str]:
+    """Make a PATH on which everything is but one program."""
+    folder.mkdir()
+    for directory in map(Path, os.environ["PATH"].split(":")):
+        for other in directory.iterdir() if directory.is_dir() else ():
+            if other.name != program and not (folder / other.name).is_symlink():
+                (folder / other.name).symlink_to(other)
+    return {"PATH": str(folder)}
+
+
+# What is made
+
+
+def test_makes_a_service_with_its_repository_and_its_environment(tmp_path: Path) -> None:
+    # As under `uv run`, in an activated environment, and from a git hook.
+    misleading = {"VIRTUAL_ENV": str(tmp_path / "other"), "GIT_DIR": str(tmp_path / "hook")}
+    done = taskgen("new", "my-service", cwd=tmp_path, env=misleading)
+    service = tmp_path / "my-service"
+    assert done.returncode == 0, done.stderr
+    assert is_whole(service, "my_service")
+    assert run("git", "branch", "--show-current", cwd=service).stdout == "main\n"
+    package = run(service / ".venv/bin/python", "-c", "import my_service", cwd=tmp_path)
+    assert package.returncode == 0
+    for line in ("my-service/", "pyproject.toml", "cd my-service", "uv run dev", "uv run pytest"):
+        assert line in done.stdout
+    assert "uv sync" not in done.stdout
+    assert not (tmp_path / "other").exists()
+    assert not (tmp_path / "hook").exists()
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        {},
+        {"backend": "background", "examples": "false", "ci": "none", "docker": "false"},
+        {"package_name": "other", "python_version": "3.13", "description": 'Says "hi" \\ {{ x }}'},
+    ],
+    ids=["defaults", "least", "unusual"],
+)
+def test_makes_what_copier_copy_makes(
+    tmp_path: Path, repository: Path, answers: dict[str, str]
+) -> None:
+    given = [f"{key}={value}" for key, value in answers.items()]
+    for folder in ("ours", "theirs"):
+        (tmp_path / folder).mkdir()
+    settings = [word for assignment in given for word in ("--set", assignment)]
+    taskgen("new", "svc", *QUICK, *settings, cwd=tmp_path / "ours")
+    data = [word for assignment in given for word in ("--data", assignment)]
+    copier: list[str | Path] = [BIN / "copier", "copy", "--quiet", "--defaults", *data]
+    run(*copier, repository, "svc", cwd=tmp_path / "theirs")
+    ours, theirs = (contents(tmp_path / folder / "svc") for folder in ("ours", "theirs"))
+    for made in (ours, theirs):
+        mode, recorded = made[".copier-answers.yml"]
+        lines = recorded.splitlines()
+        made[".copier-answers.yml"] = (
+            mode,
+            b"\n".join(line for line in lines if not line.startswith((b"_commit", b"_src_path"))),
+        )
+    assert ours == theirs
+
+
+def test_records_the_checkout_that_it_runs_from(tmp_path: Path) -> None:
+    taskgen("new", "svc", *QUICK, cwd=tmp_path)
+    recorded = yaml.safe_load((tmp_path / "svc/.copier-answers.yml").read_text())
+    assert recorded["_src_path"] == str(CHECKOUT)
+    described = run("git", "describe", "--tags", "--always", cwd=CHECKOUT).stdout.strip()
+    assert recorded["_commit"] == described
+
+
+def test_names_the_service_after_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "here").mkdir()
+    result = json.loads(taskgen("new", ".", *QUICK, "--json", cwd=tmp_path / "here").stdout)
+    assert result["project_name"] == "here"
+    assert result["path"] == str(tmp_path / "here")
+    assert result["next_steps"] == ["uv sync", "uv run dev", "uv run pytest"]
+    taskgen("new", "deep/down/there", *QUICK, cwd=tmp_path)
+    assert is_whole(tmp_path / "deep/down/there", "there")
+    taskgen("new", "1 odd folder", *QUICK, "--set", "project_name=even", cwd=tmp_path)
+    assert is_whole(tmp_path / "1 odd folder", "even")
+
+
+def test_backend_chooses_the_backend(tmp_path: Path) -> None:
+    done = taskgen("new", "svc", *QUICK, "--backend", "background", "--json", cwd=tmp_path)
+    assert json.loads(done.stdout)["backend"] == "background"
+    recorded = yaml.safe_load((tmp_path / "svc/.copier-answers.yml").read_text())
+    assert recorded["backend"] == "background"
+
+
+def test_json_is_one_document_that_says_what_was_made(tmp_path: Path) -> None:
+    done = taskgen("new", "my svc", "--json", "--set", "project_name=svc", cwd=tmp_path)
+    result = json.loads(done.stdout)
+    service = tmp_path / "my svc"
+    assert result["path"] == str(service)
+    assert result["package_name"] == "svc"
+    assert result["answers"]["docker"] is True
+    assert result["files"] == sorted(result["files"])
+    assert set(result["files"]) == set(contents(service)) - {"uv.lock"}
+    assert set(result["template"]) == {"source", "version"}
+    assert (result["git"], result["synced"], result["dry_run"]) == (True, True, False)
+    assert result["next_steps"] == ["cd 'my svc'", "uv run dev", "uv run pytest"]
+    assert "uv" in done.stderr
+
+
+def test_dry_run_shows_the_tree_and_writes_nothing(tmp_path: Path) -> None:
+    done = taskgen("new", "deep/svc", "--dry-run", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "pyproject.toml" in done.stdout
+    assert "Nothing was written" in done.stdout
+    done = taskgen("new", "svc", "--dry-run", "--json", cwd=tmp_path)
+    result = json.loads(done.stdout)
+    assert result["dry_run"] is True
+    assert "src/svc/__init__.py" in result["files"]
+    assert (result["git"], result["synced"]) == (False, False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_dry_run_refuses_what_the_real_run_would(tmp_path: Path) -> None:
+    (tmp_path / "svc").mkdir()
+    (tmp_path / "svc/mine").touch()
+    assert taskgen("new", "svc", "--dry-run", cwd=tmp_path).returncode == 1
+    assert taskgen("new", "class", "--dry-run", cwd=tmp_path).returncode == 2
+
+
+# Git and uv
+
+
+def test_no_git_and_no_sync_leave_their_steps_out(tmp_path: Path) -> None:
+    done = taskgen("new", "svc", *QUICK, cwd=tmp_path)
+    names = {path.name for path in (tmp_path / "svc").iterdir()}
+    assert not names & {".git", ".venv", "uv.lock"}
+    assert "uv sync" in done.stdout
+
+
+def test_makes_no_repository_inside_another(tmp_path: Path) -> None:
+    run("git", "init", "--quiet", cwd=tmp_path)
+    done = taskgen("new", "services/svc", "--no-sync", cwd=tmp_path)
+    assert done.returncode == 0
+    assert not (tmp_path / "services/svc/.git").exists()
+    assert f"{tmp_path} is a git repository" in " ".join(done.stderr.split())
+
+
+def test_makes_a_repository_inside_its_own_checkout(repository: Path) -> None:
+    env = {"PYTHONPATH": str(repository / "src")}
+    python = BIN / "python"
+    run(python, "-m", "taskgen", "new", "mine", "--no-sync", cwd=repository, env=env)
+    top = run("git", "rev-parse", "--show-toplevel", cwd=repository / "mine").stdout.strip()
+    assert top == str(repository / "mine")
+    # What lies about in the checkout is neither copied nor warned about.
+    done = run(python, "-m", "taskgen", "new", "two", *QUICK, cwd=repository, env=env)
+    assert not (repository / "two/mine").exists()
+    assert "dirty" not in done.stderr.lower()
+
+
+@pytest.mark.parametrize("program", ["git", "uv"])
+def test_goes_without_a_program_that_is_not_there(tmp_path: Path, program: str) -> None:
+    done = taskgen("new", "svc", "--json", cwd=tmp_path, env=without(program, tmp_path / "bin"))
+    result = json.loads(done.stdout)
+    assert result["git"] is (program != "git")
+    assert result["synced"] is (program != "uv")
+    assert f"{program} is not installed" in done.stderr
+    assert ("pip install uv" in result["next_steps"]) is (program == "uv")
+
+
+# Refusals
+
+
+@pytest.mark.parametrize("arguments", [(), ("--json",)])
+def test_refuses_a_folder_that_is_not_empty(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    service = tmp_path / "svc"
+    service.mkdir()
+    (service / "pyproject.toml").write_text("mine")
+    before = (contents(service), service.stat().st_mtime_ns)
+    done = taskgen("new", "svc", *arguments, cwd=tmp_path)
+    assert done.returncode == 1
+    assert (contents(service), service.stat().st_mtime_ns) == before
+    if arguments:
+        error = json.loads(done.stdout)["error"]
+        assert "not empty" in error["message"]
+        assert "--force" in error["hint"]
+    else:
+        assert done.stdout == ""
+        assert "not empty" in done.stderr
+        assert "--force" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("target", "sentence"),
+    [("file", "is a file"), ("file/svc", "Not a directory"), ("/proc/svc", "No such file")],
+)
+def test_refuses_a_place_where_no_folder_can_be(tmp_path: Path, target: str, sentence: str) -> None:
+    (tmp_path / "file").write_text("mine")
+    done = taskgen("new", target, "--yes", cwd=tmp_path)
+    assert done.returncode == 1
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr
+    assert contents(tmp_path) == {"file": (0o644, b"mine")}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["svc", "--set", "backand=arq"], ['"backand"', 'Did you mean "backend"?', "description"]),
+        (["svc", "--set", "reserved_names=x"], ['"reserved_names"', "project_name"]),
+        (["svc", "--set", "_subdirectory=/"], ['"_subdirectory"']),
+        (["svc", "--set", "backend=rq"], ['"rq"', '"backend"', "arq, background"]),
+        (["svc", "--backend", "rq"], ['"rq"', "arq, background"]),
+        (["svc", "--set", "docker=maybe"], ['"maybe"', "docker=true"]),
+        (["svc", "--set", "docker"], ['"docker"', "KEY=VALUE"]),
+        (["svc", "--set", "ci=none", "--set", "ci=github"], ["ci", "twice", "none", "github"]),
+        (["svc", "--backend", "arq", "--set", "backend=background"], ["backend", "twice"]),
+        (["svc", "--set", "package_name=class"], ["class", "keyword", "--set package_name="]),
+        (["class"], ["class", "keyword"]),
+        (["-y", "--", "-svc"], ["-svc", "begin"]),
+        ([""], ["empty"]),
+        ([], ["NAME_OR_PATH"]),
+        (["svc", "--unknown"], ["--unknown", "--help"]),
+    ],
+)
+def test_refuses_what_no_service_can_be_made_from(
+    tmp_path: Path, arguments: list[str], words: list[str]
+) -> None:
+    for as_json in ([], ["--json"]):
+        done = taskgen("new", *as_json, *arguments, cwd=tmp_path)
+        assert done.returncode == 2
+        assert "Traceback" not in done.stderr
+        said = " ".join(json.loads(done.stdout)["error"].values()) if as_json else done.stderr
+        for word in words:
+            assert word in said
+    assert list(tmp_path.iterdir()) == []
+
+
+# Force
+
+
+def test_force_writes_only_the_files_of_the_template(tmp_path: Path) -> None:
+    service = tmp_path / "svc"
+    (service / "src").mkdir(parents=True)
+    (service / "src/mine.py").write_text("mine")
+    (service / "README.md").write_text("overwritten")
+    done = taskgen("new", "svc", *QUICK, "--force", "--json", cwd=tmp_path)
+    files = json.loads(done.stdout)["files"]
+    assert "README.md" in files
+    assert (service / "README.md").read_text().startswith("# svc")
+    assert set(contents(service)) == {*files, "src/mine.py"}
+    assert (service / "src/mine.py").read_text() == "mine"
+
+
+def test_force_does_not_write_through_a_symbolic_link(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    for number, name in enumerate(("src", "README.md")):
+        service = tmp_path / f"svc{number}"
+        service.mkdir()
+        (service / name).symlink_to(tmp_path / "elsewhere")
+        done = taskgen("new", service.name, *QUICK, "--force", cwd=tmp_path)
+        assert done.returncode == 1
+        assert "symbolic link" in done.stderr
+        assert [path.name for path in service.iterdir()] == [name]
+    service = tmp_path / "svc"
+    service.mkdir()
+    (service / ".venv").symlink_to(tmp_path / "elsewhere")
+    assert taskgen("new", "svc", "--force", cwd=tmp_path).returncode == 1
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_force_refuses_a_folder_in_the_way_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "svc/pyproject.toml").mkdir(parents=True)
+    done = taskgen("new", "svc", *QUICK, "--force", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "in the way" in done.stderr
+    assert [path.name for path in (tmp_path / "svc").iterdir()] == ["pyproject.toml"]
+
+
+# Failures
+
+
+FAILING_UV = """
+mkdir -p .venv && echo half > .venv/half && echo half > uv.lock
+echo 'Resolved 3 packages' >&2
+echo 'error: the disk is full' >&2
+exit 1
+"""
+
+
+def test_leaves_nothing_when_uv_fails(tmp_path: Path) -> None:
+    env = fake_uv(tmp_path / "bin", FAILING_UV)
+    done = taskgen("new", "deep/svc", cwd=tmp_path, env=env)
+    assert done.returncode == 1
+    assert "`uv sync` failed" in done.stderr
+    assert "error: the disk is full" in done.stderr
+    assert "Resolved" not in done.stderr
+    assert "--no-sync" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["bin"]
+    (tmp_path / "empty").mkdir()
+    assert taskgen("new", "empty", cwd=tmp_path, env=env).returncode == 1
+    assert list((tmp_path / "empty").iterdir()) == []
+
+
+def test_restores_what_force_overwrote_when_uv_fails(tmp_path: Path) -> None:
+    service = tmp_path / "svc"
+    (service / "src").mkdir(parents=True)
+    (service / "README.md").write_text("mine")
+    (service / "README.md").chmod(0o600)
+    (service / "uv.lock").write_text("mine")
+    (service / "src/mine.py").write_text("mine")
+    before = contents(service)
+    env = fake_uv(tmp_path / "bin", FAILING_UV)
+    done = taskgen("new", "svc", "--force", cwd=tmp_path, env=env)
+    assert done.returncode == 1
+    assert contents(service) == before
+    assert {path.name for path in service.iterdir()} == {"src", "README.md", "uv.lock"}
+
+
+def test_leaves_nothing_when_the_disk_takes_no_more(tmp_path: Path) -> None:
+    script = f"ulimit -f 1 && {BIN}/taskgen new svc --yes"
+    done = run("bash", "-c", script, cwd=tmp_path, check=False)
+    assert done.returncode == 1
+    assert "File too large" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@contextmanager
+def syncing(tmp_path: Path) -> Generator[tuple[subprocess.Popen[str], Path], None, None]:
+    """Start a `taskgen new` whose uv, with a child of its own, is at work and does not end.
+
+    Yields:
+        The process, and a pipe that comes to its end when uv and its child are no more.
+    """
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    script = f"exec > {pipe}\nmkdir .venv\nsleep 300 &\necho started\nwait"
+    env = ENVIRONMENT | fake_uv(tmp_path / "bin", script)
+    with subprocess.Popen(
+        [BIN / "taskgen", "new", "svc"], cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True
+    ) as process:
+        yield process, pipe
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
+def test_leaves_nothing_when_interrupted(
+    tmp_path: Path, number: signal.Signals, status: int
+) -> None:
+    with syncing(tmp_path) as (process, pipe), pipe.open() as uv:
+        assert uv.readline() == "started\n"
+        assert (tmp_path / "svc/.venv").is_dir()
+        process.send_signal(number)
+        process.send_signal(number)
+        _, said = process.communicate(timeout=30)
+        assert uv.read() == ""
+    assert process.returncode == status
+    assert "Interrupted" in said
+    assert "Traceback" not in said
+    assert {path.name for path in tmp_path.iterdir()} == {"bin", "pipe"}
+
+
+# The other commands, and what is on the screen
+
+
+def test_backends_compares_them(tmp_path: Path) -> None:
+    listed = json.loads(taskgen("backends", "--json", cwd=tmp_path).stdout)
+    assert [backend["name"] for backend in listed] == ["ARQ", "Celery", "BackgroundTasks"]
+    assert [backend["generated"] for backend in listed] == [True, False, True]
+    config = yaml.safe_load((CHECKOUT / "copier.yml").read_text())
+    generated = [backend["key"] for backend in listed if backend["generated"]]
+    assert generated == list(config["backend"]["choices"].values())
+    for width in (40, 80, 200):
+        shown = taskgen("backends", cwd=tmp_path, env={"COLUMNS": str(width)}).stdout
+        assert max(map(len, shown.splitlines())) <= width
+        for aspect in ("Async native", "Broker", "Monitoring", "When not", "Flower", "chord"):
+            assert aspect in shown
+
+
+@pytest.mark.parametrize("command", [["--help"], ["new", "--help"], ["backends", "--help"], []])
+def test_help(tmp_path: Path, command: list[str]) -> None:
+    done = taskgen(*command, cwd=tmp_path)
+    assert "Usage: taskgen" in (done.stdout if command else done.stderr)
+    assert done.returncode == (0 if command else 2)
+
+
+def test_is_a_module_too_and_tells_its_version(tmp_path: Path) -> None:
+    module = run(BIN / "python", "-m", "taskgen", "--version", cwd=tmp_path)
+    assert module.stdout == taskgen("--version", cwd=tmp_path).stdout
+    assert module.stdout.startswith("taskgen 0.")
+
+
+def test_help_and_refusals_do_not_wait_for_copier(tmp_path: Path) -> None:
+    for arguments in (["--help"], ["--version"], ["new", "svc", "--backend", "rq"], ["backends"]):
+        program = (
+            f"import sys; from taskgen.cli import main; sys.argv[1:] = {arguments}\n"
+            "try: main()\nexcept SystemExit: sys.exit('copier' in sys.modules)"
+        )
+        run(BIN / "python", "-c", program, cwd=tmp_path)
+
+
+def test_shell_completion(tmp_path: Path) -> None:
+    env = {"_TASKGEN_COMPLETE": "complete_bash", "COMP_WORDS": "taskgen new svc --backend "}
+    done = taskgen(cwd=tmp_path, env={**env, "COMP_CWORD": "4"})
+    assert done.stdout.split() == ["arq", "background"]
+    script = run("bash", "-c", f"{BIN}/taskgen --show-completion", cwd=tmp_path).stdout
+    assert "_taskgen_completion" in script
+    run("bash", "-c", f"{BIN}/taskgen --install-completion", cwd=tmp_path, env={"HOME": "."})
+    installed = [path.read_text() for path in tmp_path.rglob("*.sh")]
+    assert any("_taskgen_completion" in text for text in installed)
+
+
+def test_speaks_ascii_where_nothing_else_is_understood(tmp_path: Path) -> None:
+    env = {"PYTHONIOENCODING": "ascii"}
+    done = taskgen("new", "svc", *QUICK, "--set", "description=Grüße 🎉", cwd=tmp_path, env=env)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.isascii()
+    assert taskgen("backends", cwd=tmp_path, env=env).stdout.isascii()
+    refused = taskgen("new", "Grüße", *QUICK, cwd=tmp_path, env=env)
+    assert refused.returncode == 2
+    assert "Gr\\xfc\\xdfe" in refused.stderr
+
+
+def test_does_not_let_an_answer_write_to_the_terminal(tmp_path: Path) -> None:
+    for value in ("\x1b[2J", "\u202ereversed", "[bold]x[/bold] :boom:"):
+        done = taskgen("new", "svc", "--set", f"ci={value}", cwd=tmp_path)
+        assert done.returncode == 2
+        assert value.isprintable() == (value in done.stderr)
+
+
+def test_ends_quietly_when_nobody_reads(tmp_path: Path) -> None:
+    script = f"{BIN}/taskgen new svc --yes --no-git --no-sync | true; echo ${{PIPESTATUS[0]}}"
+    done = run("bash", "-c", script, cwd=tmp_path)
+    assert done.stdout == "1\n"
+    assert "Traceback" not in done.stderr
+    assert "BrokenPipe" not in done.stderr
+    assert is_whole(tmp_path / "svc", "svc")

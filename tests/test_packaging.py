@@ -1,0 +1,72 @@
+"""The wheel and the sdist: what is in them, and that a wheel alone is enough."""
+
+import json
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import BIN, CHECKOUT, run
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built from the sdist, which is beside it."""
+    built = tmp_path_factory.mktemp("dist")
+    run("uv", "build", "--quiet", CHECKOUT, "--out-dir", built, cwd=built)
+    return next(built.glob("*.whl"))
+
+
+def template_files() -> set[str]:
+    paths = (CHECKOUT / "template").rglob("*")
+    return {
+        str(path.relative_to(CHECKOUT))
+        for path in paths
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+
+
+def test_the_wheel_has_the_package_and_the_template_and_nothing_else(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    source = {f"taskgen/_source/{name}" for name in {"copier.yml", *template_files()}}
+    package = {
+        str(path.relative_to(CHECKOUT / "src"))
+        for path in (CHECKOUT / "src/taskgen").iterdir()
+        if path.is_file()
+    }
+    assert "taskgen/py.typed" in package
+    assert {name for name in names if ".dist-info/" not in name} == source | package
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+
+
+def test_the_sdist_has_what_the_wheel_is_built_from(wheel: Path) -> None:
+    with tarfile.open(next(wheel.parent.glob("*.tar.gz"))) as sdist:
+        names = {name.partition("/")[2] for name in sdist.getnames()}
+    assert names >= {"pyproject.toml", "copier.yml", "src/taskgen/cli.py", *template_files()}
+
+
+def test_a_service_made_from_the_wheel_passes_its_own_suite(wheel: Path, tmp_path: Path) -> None:
+    run("uv", "venv", "--quiet", "--python", BIN / "python", "env", cwd=tmp_path)
+    install = ["uv", "pip", "install", "--quiet", "--python", "env/bin/python"]
+    # Compiled as pip does it: the template's modules too, which must not end up in a service.
+    run(*install, "--compile-bytecode", wheel, cwd=tmp_path)
+    assert list((tmp_path / "env").rglob("_source/template/**/__pycache__"))
+
+    (tmp_path / "elsewhere").mkdir()
+    done = run(tmp_path / "env/bin/taskgen", "new", "svc", "--json", cwd=tmp_path / "elsewhere")
+    result = json.loads(done.stdout)
+    assert result["synced"] is True
+    assert not [name for name in result["files"] if "__pycache__" in name]
+    service = tmp_path / "elsewhere/svc"
+    recorded = yaml.safe_load((service / ".copier-answers.yml").read_text())
+    assert recorded["_src_path"] == "https://github.com/taskgen/taskgen"
+    assert recorded["_commit"] == f"v{wheel.name.split('-')[1]}"
+    assert not [
+        name
+        for name in result["files"]
+        if b"site-packages" in (service / name).read_bytes()
+        or str(tmp_path).encode() in (service / name).read_bytes()
+    ]
+    suite = run("uv", "run", "pytest", cwd=service)
+    assert " passed" in suite.stdout

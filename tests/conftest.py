@@ -61,6 +61,8 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("src", "template"):
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(CHECKOUT / name, root / name, ignore=ignored)
+    # The template need not have an executable file; what is made from one is executable too.
+    (root / "template/executable.sh").touch(mode=0o755)
     run("git", "init", "--quiet", "--initial-branch", "main", cwd=root)
     run("git", "add", "--all", cwd=root)
     run("git", "commit", "--quiet", "--message", "A release", cwd=root)

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from conftest import BIN, CHECKOUT, ENVIRONMENT, run, taskgen
 
+ORIGIN = (b"_commit: ", b"_src_path: ")
 QUICK = ("--yes", "--no-git", "--no-sync")
 
 
@@ -86,20 +87,20 @@ def test_makes_what_copier_copy_makes(
     given = [f"{key}={value}" for key, value in answers.items()]
     for folder in ("ours", "theirs"):
         (tmp_path / folder).mkdir()
-    settings = [word for assignment in given for word in ("--set", assignment)]
-    taskgen("new", "svc", *QUICK, *settings, cwd=tmp_path / "ours")
-    data = [word for assignment in given for word in ("--data", assignment)]
-    copier: list[str | Path] = [BIN / "copier", "copy", "--quiet", "--defaults", *data]
-    run(*copier, repository, "svc", cwd=tmp_path / "theirs")
+    new: list[str | Path] = [BIN / "python", "-m", "taskgen", "new", "svc", *QUICK]
+    settings = [f"--set={assignment}" for assignment in given]
+    env = {"PYTHONPATH": str(repository / "src")}
+    run(*new, *settings, cwd=tmp_path / "ours", env=env)
+    copier: list[str | Path] = [BIN / "copier", "copy", "--quiet", "--defaults"]
+    data = [f"--data={assignment}" for assignment in given]
+    run(*copier, *data, repository, "svc", cwd=tmp_path / "theirs")
     ours, theirs = (contents(tmp_path / folder / "svc") for folder in ("ours", "theirs"))
     for made in (ours, theirs):
         mode, recorded = made[".copier-answers.yml"]
-        lines = recorded.splitlines()
-        made[".copier-answers.yml"] = (
-            mode,
-            b"\n".join(line for line in lines if not line.startswith((b"_commit", b"_src_path"))),
-        )
+        lines = [line for line in recorded.splitlines() if not line.startswith(ORIGIN)]
+        made[".copier-answers.yml"] = (mode, b"\n".join(lines))
     assert ours == theirs
+    assert ours["executable.sh"][0] & stat.S_IXUSR
 
 
 def test_records_the_checkout_that_it_runs_from(tmp_path: Path) -> None:
@@ -162,6 +163,8 @@ def test_dry_run_refuses_what_the_real_run_would(tmp_path: Path) -> None:
     (tmp_path / "svc/mine").touch()
     assert taskgen("new", "svc", "--dry-run", cwd=tmp_path).returncode == 1
     assert taskgen("new", "class", "--dry-run", cwd=tmp_path).returncode == 2
+    (tmp_path / "svc/README.md").symlink_to(tmp_path / "elsewhere")
+    assert taskgen("new", "svc", "--dry-run", "--force", cwd=tmp_path).returncode == 1
 
 
 # Git and uv
@@ -179,7 +182,7 @@ def test_makes_no_repository_inside_another(tmp_path: Path) -> None:
     done = taskgen("new", "services/svc", "--no-sync", cwd=tmp_path)
     assert done.returncode == 0
     assert not (tmp_path / "services/svc/.git").exists()
-    assert f"{tmp_path} is a git repository" in " ".join(done.stderr.split())
+    assert f"{tmp_path} is a git repository" in done.stderr
 
 
 def test_makes_a_repository_inside_its_own_checkout(repository: Path) -> None:
@@ -469,10 +472,24 @@ def test_does_not_let_an_answer_write_to_the_terminal(tmp_path: Path) -> None:
         assert value.isprintable() == (value in done.stderr)
 
 
-def test_ends_quietly_when_nobody_reads(tmp_path: Path) -> None:
-    script = f"{BIN}/taskgen new svc --yes --no-git --no-sync | true; echo ${{PIPESTATUS[0]}}"
-    done = run("bash", "-c", script, cwd=tmp_path)
-    assert done.stdout == "1\n"
+@pytest.mark.parametrize(
+    ("reader", "status"), [("| true", 1), ("> /dev/full", 1), (">&-", 0), ("<&-", 0)]
+)
+@pytest.mark.parametrize("option", ["--no-git", "--json"])
+def test_goes_on_when_nobody_reads(tmp_path: Path, option: str, reader: str, status: int) -> None:
+    new = f"{BIN}/taskgen new svc {option} --no-git --no-sync"
+    done = run("bash", "-c", f"{new} {reader}; exit ${{PIPESTATUS[0]}}", cwd=tmp_path, check=False)
+    assert done.returncode == status
     assert "Traceback" not in done.stderr
     assert "BrokenPipe" not in done.stderr
     assert is_whole(tmp_path / "svc", "svc")
+
+
+def test_works_from_a_folder_that_is_gone(tmp_path: Path) -> None:
+    script = f"mkdir gone && cd gone && rmdir ../gone && {BIN}/taskgen new --no-sync --yes"
+    done = run("bash", "-c", f"{script} svc", cwd=tmp_path, check=False)
+    assert done.returncode == 1
+    assert "No such file or directory" in done.stderr
+    assert "Traceback" not in done.stderr
+    done = run("bash", "-c", f"{script} {tmp_path}/svc", cwd=tmp_path)
+    assert f"cd {tmp_path}/svc" in done.stdout

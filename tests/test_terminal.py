@@ -1,6 +1,7 @@
 """`taskgen new` at a terminal: its questions, its spinner, and Ctrl-C."""
 
 import re
+import signal
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -136,6 +137,15 @@ def test_refuses_before_the_first_question(tmp_path: Path) -> None:
         assert screen.end() == 1
 
 
+def test_leaves_nothing_when_ended_at_a_question(tmp_path: Path) -> None:
+    with terminal(tmp_path, "new", "svc") as screen:
+        screen.be_asked("package_name")
+        screen.process.kill(signal.SIGTERM)
+        screen.see("Interrupted")
+        assert screen.end() == 143
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("key", ["package_name", "backend", "docker"])
 def test_control_c_at_a_question_leaves_nothing(tmp_path: Path, key: str) -> None:
     with terminal(tmp_path, "new", "svc") as screen:
@@ -145,7 +155,7 @@ def test_control_c_at_a_question_leaves_nothing(tmp_path: Path, key: str) -> Non
                 break
             screen.type(ENTER)
         screen.type(CONTROL_C)
-        screen.see("Nothing was left behind")
+        screen.see("Interrupted")
         assert screen.end() == 130
     assert list(tmp_path.iterdir()) == []
 

@@ -7,17 +7,17 @@ there at once.
 import io
 import json
 import os
-import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 from typing import Annotated
 
 import typer
 
 from taskgen import __version__
 from taskgen.backends import BACKENDS
-from taskgen.errors import SIGNALS, Interrupted, TaskgenError, UsageError
+from taskgen.errors import TaskgenError, UsageError
+from taskgen.interruptions import Interrupted, heed_signals
 
 GENERATED = [backend.key for backend in BACKENDS if backend.generated]
 
@@ -31,22 +31,62 @@ app = typer.Typer(
 
 def main() -> None:
     """Run the command line, and exit with its status."""
-    for number in SIGNALS:
-        # `nohup` and a shell's background jobs have some of them ignored: that stays.
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, _interrupt)
+    heed_signals()
+    # Started with `>&-`, a program has none.
+    sys.stdout = sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115  (open until the end)
+    sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         # A terminal that cannot show a character gets its code instead of an exception.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    status = _run(sys.argv[1:])
+    status = run(sys.argv[1:])
     try:
         sys.stdout.flush()
-    except BrokenPipeError:
-        # Whoever reads has seen enough. Python would complain once more when it ends.
+    except OSError:
+        # Whoever reads has seen enough. Python would complain of it when it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 1
+        status = status or 1
     sys.exit(status)
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command line, and say what went wrong where something did.
+
+    Args:
+        arguments: What follows `taskgen`.
+
+    Returns:
+        The exit code.
+    """
+    try:
+        return app(arguments, prog_name="taskgen", standalone_mode=False) or 0
+    except Interrupted as interruption:
+        error = TaskgenError("Interrupted.", "What was half-made has been removed.")
+        error.exit_code = interruption.exit_code
+    except TaskgenError as failure:
+        error = failure
+    except typer.TyperException as mistake:
+        error = UsageError(
+            mistake.format_message(), "Try `taskgen --help` and `taskgen new --help`."
+        )
+    except OSError as problem:
+        error = TaskgenError(
+            f"{problem.filename or 'Standard output'}: {problem.strerror or problem}.",
+            "Check the path, its permissions, and that the disk has room.",
+        )
+    # Where nobody can be told, the exit code is all there is.
+    with suppress(OSError):
+        _show(error, as_json="--json" in arguments)
+    return error.exit_code
+
+
+def _show(error: TaskgenError, *, as_json: bool) -> None:
+    from taskgen import console
+
+    if as_json:
+        typer.echo(json.dumps({"error": {"message": error.message, "hint": error.hint}}, indent=2))
+    else:
+        console.show_error(error)
 
 
 def _show_version(wanted: bool) -> None:  # noqa: FBT001  (Typer's signature of a callback)
@@ -122,7 +162,7 @@ def new(  # noqa: PLR0913  (one for each option)
     request = Request(
         path=Path(path),
         assignments=[f"backend={backend}"] * (backend is not None) + (assignments or []),
-        ask=not yes and not as_json and sys.stdin.isatty() and sys.stdout.isatty(),
+        ask=not yes and not as_json and _is_a_person_there(),
         dry_run=dry_run,
         force=force,
         git=not no_git,
@@ -152,30 +192,6 @@ def backends(
     console.show_backends()
 
 
-def _run(arguments: list[str]) -> int:
-    as_json = "--json" in arguments
-    try:
-        return app(arguments, prog_name="taskgen", standalone_mode=False) or 0
-    except Interrupted as interruption:
-        error = TaskgenError("Interrupted.", "Nothing was left behind.")
-        error.exit_code = interruption.exit_code
-    except TaskgenError as failure:
-        error = failure
-    except typer.TyperException as mistake:
-        error = UsageError(
-            mistake.format_message(), "Try `taskgen --help` and `taskgen new --help`."
-        )
-    if as_json:
-        typer.echo(json.dumps({"error": {"message": error.message, "hint": error.hint}}, indent=2))
-    else:
-        from taskgen import console
-
-        console.show_error(error)
-    return error.exit_code
-
-
-def _interrupt(number: int, _frame: FrameType | None) -> None:
-    # What is half-made is about to be removed, and a second Ctrl-C must not stop that.
-    for other in SIGNALS:
-        signal.signal(other, signal.SIG_IGN)
-    raise Interrupted(number)
+def _is_a_person_there() -> bool:
+    # Started with `<&-`, a program has no standard input.
+    return sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty()

@@ -2,6 +2,7 @@
 
 import shlex
 import shutil
+import sys
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -35,7 +36,7 @@ def progress() -> Generator[Step, None, None]:
         run while questions are asked.
     """
     console = _console(stderr=True)
-    if not console.is_terminal:
+    if not sys.stderr.isatty():
         yield lambda step: console.print(f"{step}...", soft_wrap=True)
         return
     status = console.status("", spinner="dots" if _speaks_unicode(console) else "line")
@@ -58,7 +59,7 @@ def show_service(service: Service, *, dry_run: bool) -> None:
     if dry_run:
         console.print(f"{len(service.files)} files. Nothing was written: this was a dry run.")
         return
-    console.print(f"Made {service.path}", style="bold green", soft_wrap=True)
+    console.print(f"Made {_nearby(service.path)}", style="bold green", soft_wrap=True)
     console.print("Next:")
     for command in next_steps(service):
         console.print(f"  {command}", style="cyan", soft_wrap=True)
@@ -67,17 +68,13 @@ def show_service(service: Service, *, dry_run: bool) -> None:
 def show_notes(service: Service) -> None:
     """Say what was left out, and why."""
     for note in service.notes:
-        _console(stderr=True).print(f"Note: {note}", style="yellow")
+        _say(Text(f"Note: {note}", style="yellow"))
 
 
 def next_steps(service: Service) -> list[str]:
     """List the commands that a user runs next, to be typed as they are."""
-    commands: list[str] = []
-    here = Path.cwd()
-    if service.path != here:
-        near = service.path.is_relative_to(here)
-        path = service.path.relative_to(here) if near else service.path
-        commands.append(f"cd {shlex.quote(str(path))}")
+    near = _nearby(service.path)
+    commands = [f"cd {shlex.quote(str(near))}"] if near != Path() else []
     if shutil.which("uv") is None:
         commands.append("pip install uv")
     if not service.synced:
@@ -93,7 +90,7 @@ def as_json(service: Service, *, dry_run: bool) -> dict[str, Any]:
         "package_name": service.answers["package_name"],
         "backend": service.answers["backend"],
         "answers": service.answers,
-        "files": service.files,
+        "files": sorted(file.as_posix() for file in service.files),
         "template": asdict(service.origin),
         "dry_run": dry_run,
         "git": service.git,
@@ -125,9 +122,14 @@ def show_backends() -> None:
 
 def show_error(error: TaskgenError) -> None:
     """Say what is wrong and what to do about it, on standard error."""
+    _say(Text.assemble(("Error: ", "bold red"), _visible(error.message)))
+    _say(Text.assemble(("Hint: ", "bold"), _visible(error.hint)))
+
+
+def _say(text: Text) -> None:
     console = _console(stderr=True)
-    console.print(Text.assemble(("Error: ", "bold red"), _visible(error.message)), soft_wrap=True)
-    console.print(Text.assemble(("Hint: ", "bold"), _visible(error.hint)), soft_wrap=True)
+    # A log or a pipe gets its lines whole; a terminal, however narrow, gets whole words.
+    console.print(text, soft_wrap=not console.is_terminal)
 
 
 def _heading(backend: Backend) -> Text:
@@ -135,19 +137,22 @@ def _heading(backend: Backend) -> Text:
     return Text(f"{backend.name}\n({generated})", style="bold cyan")
 
 
-def _tree(name: str, files: Sequence[str]) -> Tree:
-    tree = Tree(Text(f"{name}/", style="bold"))
-    branches = {"": tree}
+def _nearby(path: Path) -> Path:
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:  # It has been removed under the feet of the shell.
+        return path
+    return path.relative_to(here) if path.is_relative_to(here) else path
+
+
+def _tree(name: str, files: Sequence[Path]) -> Tree:
+    branches = {Path(): Tree(Text(f"{name}/", style="bold"))}
     for file in files:
-        folder, _, leaf = file.rpartition("/")
-        parts = folder.split("/") if folder else []
-        for depth, part in enumerate(parts):
-            path = "/".join(parts[: depth + 1])
-            if path not in branches:
-                parent = branches["/".join(parts[:depth])]
-                branches[path] = parent.add(Text(f"{part}/", style="bold"))
-        branches[folder].add(Text(leaf))
-    return tree
+        for folder in reversed(file.parents):
+            if folder not in branches:
+                branches[folder] = branches[folder.parent].add(Text(f"{folder.name}/", "bold"))
+        branches[file.parent].add(Text(file.name))
+    return branches[Path()]
 
 
 def _speaks_unicode(console: Console) -> bool:

@@ -1,10 +1,5 @@
 """What can go wrong, told where the cause is known, and printed by the command line alone."""
 
-import signal
-
-# What ends the program, with everything half-made removed first.
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
 
 class TaskgenError(Exception):
     """Something failed, and the user can do something about it.
@@ -26,15 +21,3 @@ class UsageError(TaskgenError):
     """The command line asks for something that cannot be, whatever the machine's state."""
 
     exit_code = 2
-
-
-class Interrupted(BaseException):
-    """The user, or the system, wants the program to stop.
-
-    Args:
-        signal_number: Which signal said so.
-    """
-
-    def __init__(self, signal_number: int) -> None:
-        super().__init__(signal_number)
-        self.exit_code = 128 + signal_number

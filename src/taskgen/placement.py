@@ -2,16 +2,15 @@
 
 import os
 import shutil
-import signal
 import stat
 import tempfile
-from collections.abc import Generator, Iterable
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from taskgen.errors import SIGNALS, TaskgenError
+from taskgen.errors import TaskgenError
+from taskgen.interruptions import undisturbed
 
 
 class Placement:
@@ -42,7 +41,7 @@ class Placement:
         Raises:
             TaskgenError: Something could not be taken out.
         """
-        with _undisturbed():
+        with undisturbed():
             left = [] if error is None else self._undo()
             if self._attic is not None:
                 shutil.rmtree(self._attic, ignore_errors=True)
@@ -82,7 +81,7 @@ class Placement:
             rendered: The folder that holds them.
             names: Where in that folder they are, and where in the target they go.
         """
-        with _undisturbed():
+        with undisturbed():
             self._make(self._target)
             for name in names:
                 self._make((self._target / name).parent)
@@ -133,19 +132,7 @@ class Placement:
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
+        left = [path for path in self._created if path.exists()]
         for path, copy in self._saved:
             copy.replace(path)
-        return [path for path in self._created if path.exists() and not self._was_saved(path)]
-
-    def _was_saved(self, path: Path) -> bool:
-        return any(path == saved for saved, _ in self._saved)
-
-
-@contextmanager
-def _undisturbed() -> Generator[None, None, None]:
-    # What has been created and what is known to have been created must not differ: a signal waits.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        return left

@@ -15,13 +15,16 @@ from typing import Any
 import yaml
 
 from taskgen.answers import parse_answers, read_questions
-from taskgen.errors import Interrupted, TaskgenError, UsageError
+from taskgen.errors import TaskgenError, UsageError
+from taskgen.interruptions import Interrupted, undisturbed
 from taskgen.placement import Placement
 from taskgen.template import Origin, Template
 
 Step = Callable[[str], None]
 
 _ANSWERS_FILE = Path(".copier-answers.yml")
+
+_MADE_BY_UV = (Path(".venv/pyvenv.cfg"), Path("uv.lock"))
 
 # What an activated environment, `uv run` or a git hook says about the caller's project. It would
 # lead git and uv away from the new one.
@@ -78,7 +81,7 @@ class Service:
 
     path: Path
     answers: dict[str, Any]
-    files: list[str]
+    files: list[Path]
     origin: Origin
     git: bool = False
     synced: bool = False
@@ -99,27 +102,40 @@ def create(request: Request, template: Template, step: Step) -> Service:
     Raises:
         UsageError: An answer is not valid.
         TaskgenError: The service cannot be made. Nothing of it is left.
+        OSError: The file system would not have it. Nothing of it is left.
         Interrupted: The user wants no more of it. Nothing of it is left.
     """
     for name in _ABOUT_THE_CALLER:
         os.environ.pop(name, None)
-    try:
-        target = request.path.resolve()
-        answers = parse_answers(request.assignments, read_questions(template.root / "copier.yml"))
-        answers.setdefault("project_name", target.name)
-        _refuse_taken(target, force=request.force)
-        with tempfile.TemporaryDirectory(prefix="taskgen-", ignore_cleanup_errors=True) as scratch:
-            rendered = Path(scratch) / target.name
-            _render(template, rendered, answers, step, ask=request.ask)
-            service = _describe(target, rendered, template)
-            if not request.dry_run:
-                _place(service, rendered, request, template, step)
-    except OSError as error:
-        raise TaskgenError(
-            f"{error.filename or request.path}: {error.strerror or error}.",
-            "Check the path, its permissions, and that the disk has room.",
-        ) from error
+    target = _resolve(request.path)
+    answers = parse_answers(request.assignments, read_questions(template.root / "copier.yml"))
+    answers.setdefault("project_name", target.name)
+    _refuse_taken(target, force=request.force)
+    with tempfile.TemporaryDirectory(prefix="taskgen-", ignore_cleanup_errors=True) as scratch:
+        rendered = Path(scratch) / target.name
+        _render(template, rendered, answers, step, ask=request.ask)
+        files = sorted(
+            path.relative_to(rendered) for path in rendered.rglob("*") if not path.is_dir()
+        )
+        service = Service(target, _read_answers(rendered), files, template.origin)
+        placement = Placement(target)
+        placement.check([*files, *(_MADE_BY_UV if request.sync else ())])
+        if not request.dry_run:
+            with placement:
+                step(f"Writing {len(files)} files")
+                placement.add(rendered, files)
+                if request.git:
+                    _init_git(service, placement, template, step)
+                if request.sync:
+                    _sync(service, placement, step)
     return service
+
+
+def _resolve(path: Path) -> Path:
+    try:
+        return path.resolve()
+    except ValueError as error:
+        raise UsageError(f'"{path}" is no path: {error}.', "Choose another name.") from error
 
 
 def _refuse_taken(target: Path, *, force: bool) -> None:
@@ -138,12 +154,12 @@ def _render(
 ) -> None:
     if ask:
         # First without asking, so that what was given is refused before the first question.
-        _run_copier(template, rendered, answers, exclude="*")
-        _run_copier(template, rendered, answers, exclude=f"*\n!{_ANSWERS_FILE}", ask=True)
+        _run_copier(template, rendered, answers, exclude=["*"])
+        _run_copier(template, rendered, answers, exclude=["*", f"!{_ANSWERS_FILE}"], ask=True)
         answers = _read_answers(rendered)
     step("Rendering the template")
     # pip compiles a wheel's modules where it installs them, the template's too.
-    _run_copier(template, rendered, answers, exclude="__pycache__")
+    _run_copier(template, rendered, answers, exclude=["__pycache__"])
     _record_origin(rendered / _ANSWERS_FILE, template.origin)
 
 
@@ -152,7 +168,7 @@ def _run_copier(
     destination: Path,
     answers: Mapping[str, Any],
     *,
-    exclude: str,
+    exclude: Sequence[str],
     ask: bool = False,
 ) -> None:
     # Copier takes a second to import, for which a refusal need not wait.
@@ -170,7 +186,7 @@ def _run_copier(
                 destination,
                 dict(answers),
                 defaults=not ask,
-                exclude=[exclude],
+                exclude=exclude,
                 overwrite=True,
                 quiet=True,
                 # The defaults are the template's, on every machine.
@@ -205,7 +221,7 @@ def _read_answers(rendered: Path) -> dict[str, Any]:
 
 
 def _record_origin(answers_file: Path, origin: Origin) -> None:
-    # Copier recorded the folder that it was handed, which is about to go away, or site-packages.
+    # Copier, which found no git, recorded a folder alone: maybe one in site-packages.
     lines = {"_commit": origin.version, "_src_path": origin.source}
     known = {key: value for key, value in lines.items() if value is not None}
     # As Copier's `to_nice_yaml` writes them.
@@ -213,32 +229,6 @@ def _record_origin(answers_file: Path, origin: Origin) -> None:
     text = answers_file.read_text(encoding="utf-8")
     line = re.compile(r"^_src_path:.*\n(?:[ \t].*\n)*", re.MULTILINE)
     answers_file.write_text(line.sub(lambda _: recorded, text, count=1), encoding="utf-8")
-
-
-def _describe(target: Path, rendered: Path, template: Template) -> Service:
-    files = (path.relative_to(rendered) for path in rendered.rglob("*") if not path.is_dir())
-    return Service(
-        path=target,
-        answers=_read_answers(rendered),
-        files=sorted(file.as_posix() for file in files),
-        origin=template.origin,
-    )
-
-
-def _place(
-    service: Service, rendered: Path, request: Request, template: Template, step: Step
-) -> None:
-    files = [Path(file) for file in service.files]
-    with Placement(service.path) as placement:
-        placement.check(files)
-        if request.sync:
-            placement.check([Path("uv.lock"), Path(".venv/pyvenv.cfg")])
-        step(f"Writing {len(files)} files")
-        placement.add(rendered, files)
-        if request.git:
-            _init_git(service, placement, template, step)
-        if request.sync:
-            _sync(service, placement, step)
 
 
 def _init_git(service: Service, placement: Placement, template: Template, step: Step) -> None:
@@ -276,24 +266,26 @@ def _sync(service: Service, placement: Placement, step: Step) -> None:
 
 
 def _run(command: Sequence[str], folder: Path, way_out: str) -> None:
-    # A session of its own, so that an interruption ends all that the program started: what lives
-    # on would write into a folder that is being removed.
-    with subprocess.Popen(
-        command,
-        cwd=folder,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-    ) as process:
-        try:
-            said = process.communicate()[1]
-        except BaseException:
-            with suppress(ProcessLookupError):
+    process: subprocess.Popen[str] | None = None
+    try:
+        with undisturbed():
+            process = subprocess.Popen(
+                command,
+                cwd=folder,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+                errors="replace",
+                start_new_session=True,
+            )
+        said = process.communicate()[1]
+    except BaseException:
+        # Its whole session, so that nothing lives on and writes into a folder that is removed.
+        if process is not None:
+            with process, suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            raise
+        raise
     if process.returncode:
         raise TaskgenError(
             f"`{command[0]} {command[1]}` failed:\n{_last_words(said)}",

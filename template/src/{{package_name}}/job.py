@@ -18,14 +18,9 @@ class JobStatus(StrEnum):
     FAILED = "failed"
     ABORTED = "aborted"
 
-    @property
-    def final(self) -> bool:
-        """Whether the job has ended."""
-        return self in (JobStatus.COMPLETE, JobStatus.FAILED, JobStatus.ABORTED)
-
 
 class JobInfo(BaseModel):
-    """A job as it is now. `attempts` counts the tries begun so far."""
+    """A job as it is now. `attempts` counts the tries begun, `finished_at` tells that it ended."""
 
     job_id: str
     status: JobStatus
@@ -48,8 +43,3 @@ class Job:
 
 class QueueUnavailableError(Exception):
     """The queue takes no jobs now; nothing was enqueued."""
-
-
-def describe_error(kind: str, message: str) -> str:
-    """Tell an exception in one line: its type, and its message if it has one."""
-    return f"{kind}: {message}" if message else kind

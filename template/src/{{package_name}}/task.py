@@ -14,12 +14,7 @@ R = TypeVar("R")
 
 
 def task(function: Callable[Concatenate[Context, P], Awaitable[R]]) -> "Task[P, R]":
-    """Make a task of an async function whose first argument is the context.
-
-    Raises:
-        TypeError: Its signature has what cannot be sent: `*args`, `**kwargs`, or an argument
-            without a type.
-    """
+    """Make a task of an async function: first the context, then arguments with types."""
     return Task(function)
 
 
@@ -33,24 +28,17 @@ class Task(Generic[P, R]):
         _, *parameters = inspect.signature(function).parameters.values()
         self._signature = inspect.Signature(parameters)
         hints = get_type_hints(function, include_extras=True)
-        for parameter in parameters:
-            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-                message = f"{self.name}: {parameter} cannot be sent; name each argument"
-                raise TypeError(message)
-            if parameter.name not in hints:
-                message = f"{self.name}: argument {parameter.name!r} needs a type"
-                raise TypeError(message)
-        self._adapters = {name: TypeAdapter(hints[name]) for name in self._signature.parameters}
+        for each in parameters:
+            if each.kind in (each.VAR_POSITIONAL, each.VAR_KEYWORD) or each.name not in hints:
+                raise TypeError(f"{self.name}: {each} cannot be sent; it needs a name and a type")
+        self._adapters = {each.name: TypeAdapter(hints[each.name]) for each in parameters}
 
     async def __call__(self, ctx: Context, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the function here and now."""
         return await self._function(ctx, *args, **kwargs)
 
     def encode(self, *args: P.args, **kwargs: P.kwargs) -> dict[str, Any]:
-        """Turn arguments into what JSON can carry.
-
-        Returns:
-            The arguments by name.
+        """Turn arguments into what JSON can carry, by name.
 
         Raises:
             TypeError: An argument is missing, unknown, of another type than the function says,
@@ -60,11 +48,7 @@ class Task(Generic[P, R]):
         return {name: self._encode(name, value) for name, value in bound.arguments.items()}
 
     async def run(self, ctx: dict[str, Any], *args: Any, **kwargs: Any) -> R:
-        """Run the function with arguments that came as JSON, as a worker does.
-
-        Raises:
-            TypeError: They do not fit the function. It is not called then.
-        """
+        """Run the function with arguments that came as JSON; a TypeError if they do not fit."""
         bound = self._signature.bind(*args, **kwargs)
         arguments = {name: self._decode(name, value) for name, value in bound.arguments.items()}
         return await cast("Callable[..., Awaitable[R]]", self._function)(ctx, **arguments)
@@ -78,8 +62,7 @@ class Task(Generic[P, R]):
         except (ValidationError, PydanticSerializationError) as error:
             raise self._refusal(name, error) from None
         if arrives != valid:
-            message = f"{self.name}: argument {name!r} would not arrive as it was sent"
-            raise TypeError(message)
+            raise TypeError(f"{self.name}: argument {name!r} would not arrive as it was sent")
         return from_json(document)
 
     def _decode(self, name: str, value: object) -> Any:
@@ -89,8 +72,5 @@ class Task(Generic[P, R]):
             raise self._refusal(name, error) from None
 
     def _refusal(self, name: str, error: Exception) -> TypeError:
-        reason = str(error)
-        if isinstance(error, ValidationError):
-            first = error.errors(include_url=False, include_input=False)[0]
-            reason = ".".join(map(str, (*first["loc"], ""))) + " " + first["msg"]
-        return TypeError(f"{self.name}: argument {name!r}: {reason.strip()}")
+        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+        return TypeError(f"{self.name}: argument {name!r}: {reason}")

@@ -12,25 +12,17 @@ from starlette.exceptions import HTTPException
 
 from ..job import QueueUnavailableError
 
-RETRY_AFTER_SECONDS = 2
 MEDIA_TYPE = "application/problem+json"
 
 
-class InvalidField(BaseModel):
-    """A part of the request that is not valid. Its value is not repeated."""
-
-    location: str
-    message: str
-
-
 class Problem(BaseModel):
-    """The body of every error."""
+    """The body of every error; `errors` says what is wrong where, and repeats no value."""
 
     type: str = "about:blank"
     title: str
     status: int
     detail: str | None = None
-    errors: list[InvalidField] | None = None
+    errors: list[dict[str, str]] | None = None
 
 
 _DESCRIBED = {
@@ -55,29 +47,22 @@ async def _http_error(_request: Request, error: HTTPException) -> JSONResponse:
 
 async def _invalid_request(_request: Request, error: RequestValidationError) -> JSONResponse:
     errors = [
-        InvalidField(location=".".join(map(str, each["loc"])), message=each["msg"])
-        for each in error.errors()
+        {"location": ".".join(map(str, e["loc"])), "message": e["msg"]} for e in error.errors()
     ]
-    status = HTTPStatus.UNPROCESSABLE_ENTITY
-    return _answer(status, "The request is not valid.", errors=errors)
+    return _answer(422, "The request is not valid.", errors=errors)
 
 
 async def _queue_unavailable(_request: Request, error: QueueUnavailableError) -> JSONResponse:
-    headers = {"Retry-After": str(RETRY_AFTER_SECONDS)}
-    return _answer(HTTPStatus.SERVICE_UNAVAILABLE, str(error), headers=headers)
+    return _answer(503, str(error), headers={"Retry-After": "2"})
 
 
 async def _unexpected_error(_request: Request, _error: Exception) -> JSONResponse:
-    return _answer(HTTPStatus.INTERNAL_SERVER_ERROR, "The log of the service says more.")
+    return _answer(500, "The log of the service says more.")
 
 
 def _answer(
-    status: int,
-    detail: str,
-    *,
-    errors: list[InvalidField] | None = None,
-    headers: Mapping[str, str] | None = None,
+    status: int, detail: str, headers: Mapping[str, str] | None = None, **more: Any
 ) -> JSONResponse:
-    problem = Problem(title=HTTPStatus(status).phrase, status=status, detail=detail, errors=errors)
+    problem = Problem(title=HTTPStatus(status).phrase, status=status, detail=detail, **more)
     content = problem.model_dump(exclude_none=True)
     return JSONResponse(content, status, headers, media_type=MEDIA_TYPE)

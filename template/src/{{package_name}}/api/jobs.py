@@ -33,7 +33,7 @@ async def get_job(job_id: str, queue: Queue) -> JobInfo:
 async def abort_job(job_id: str, queue: Queue) -> JobAccepted:
     """End a job before it starts, or while it runs."""
     info = await get_job(job_id, queue)
-    if info.status.final:
+    if info.finished_at is not None:
         raise HTTPException(409, f"The job has ended: it is {info.status}.")
     await queue.abort(job_id)
     return JobAccepted(job_id=job_id)

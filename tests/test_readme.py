@@ -7,12 +7,11 @@ import re
 import socket
 import subprocess
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import httpx2
 import pexpect
 import pytest
 from conftest import ENVIRONMENT, run, taskgen
@@ -50,7 +49,7 @@ def is_free(port: int) -> bool:
 @contextmanager
 def terminal(command: str, cwd: Path, *, until: list[str]) -> "Generator[pexpect.spawn[str]]":
     """Run a command in a terminal of its own, and press Ctrl-C at the end: all must end, well."""
-    child = pexpect.spawn(
+    child: pexpect.spawn[str] = pexpect.spawn(
         "bash",
         ["-c", f"exec {command}"],
         cwd=cwd,
@@ -66,7 +65,7 @@ def terminal(command: str, cwd: Path, *, until: list[str]) -> "Generator[pexpect
         child.sendcontrol("c")
         child.expect(pexpect.EOF)
         child.close()
-        assert child.exitstatus == 0, child.before
+        assert child.exitstatus == 0
     finally:
         child.close(force=True)
 
@@ -76,10 +75,9 @@ def ask(path: str, **expected: object) -> dict[str, object]:
     deadline = time.monotonic() + 30
     while True:
         try:
-            with urllib.request.urlopen(API + path) as response:
-                answer = json.load(response)
-        except urllib.error.URLError as error:
-            answer = {"error": str(error)}
+            answer: dict[str, object] = httpx2.get(API + path).json()
+        except httpx2.TransportError as error:
+            answer = {"error": repr(error)}
         if expected.items() <= answer.items():
             return answer
         assert time.monotonic() < deadline, answer
@@ -128,7 +126,7 @@ def test_the_commands_of_this_readme(repository: Path) -> None:
     assert change_folder == "cd myservice"
     valkey = r"dev +\| Valkey +redis://127\.0\.0\.1:(\d+)"
     with terminal(start, service, until=[valkey]) as child:
-        assert child.match is not None
+        assert isinstance(child.match, re.Match)
         valkey_port = int(child.match[1])
         ask("/readyz", status="ready")
         accepted = post(curl, service)
@@ -159,12 +157,9 @@ def try_deployment(service: Path) -> None:
             running.callback(process.wait, 20)
             running.callback(process.terminate)
         ask("/readyz", status="ready")
-        request = json.dumps({"title": "Deployed", "format": "csv"}).encode()
-        headers = {"Content-Type": "application/json"}
-        post_report = urllib.request.Request(f"{API}/api/v1/reports", request, headers)
-        with urllib.request.urlopen(post_report) as answer:
-            job_id = json.load(answer)["job_id"]
-        ask(f"/api/v1/jobs/{job_id}", status="complete")
+        report = {"title": "Deployed", "format": "csv"}
+        accepted = httpx2.post(f"{API}/api/v1/reports", json=report).json()
+        ask(f"/api/v1/jobs/{accepted['job_id']}", status="complete")
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,9 @@ def name(answers: dict[str, object]) -> str:
 
 def generate(copie: Copie, **answers: object) -> Path:
     """Generate a service."""
-    result = copie.copy(extra_answers={"project_name": "my-service", **answers})
+    result = copie.copy(  # pyright: ignore[reportUnknownMemberType] - it says "dict" of its answers
+        extra_answers={"project_name": "my-service", **answers}
+    )
     assert result.exception is None, result.exception
     assert result.project_dir is not None
     return result.project_dir
@@ -221,12 +223,16 @@ def test_a_job_survives_kill_9_of_its_worker(copie: Copie, tmp_path: Path) -> No
     os.mkfifo(pipe)
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    with ValkeyServer(port=port) as server, pipe.open("rb+", buffering=0) as notes, ExitStack() as workers:
+    with (
+        ValkeyServer(port=port) as server,
+        pipe.open("rb+", buffering=0) as notes,
+        ExitStack() as workers,
+    ):
         # The job may run for 300 s: only its lease tells that its worker is gone.
         environment = {"REDIS_URL": server.connection_url, "JOB_LEASE": "1", "JOB_TIMEOUT": "300"}
 
         def start_worker() -> subprocess.Popen[bytes]:
-            command = [programs / "arq", "my_service.worker.WorkerSettings"]
+            command = [str(programs / "arq"), "my_service.worker.WorkerSettings"]
             worker = subprocess.Popen(command, cwd=service, env=ENVIRONMENT | environment)
             workers.callback(worker.wait)
             workers.callback(worker.kill)

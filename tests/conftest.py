@@ -16,7 +16,7 @@ BIN = Path(sys.executable).parent
 ENVIRONMENT = {
     name: value
     for name, value in os.environ.items()
-    if name not in {"COLUMNS", "FORCE_COLOR", "NO_COLOR", "VIRTUAL_ENV"}
+    if name not in {"COLUMNS", "FORCE_COLOR", "NO_COLOR", "PYTHONUNBUFFERED", "VIRTUAL_ENV"}
 } | {
     "GIT_AUTHOR_EMAIL": "user@example.org",
     "GIT_AUTHOR_NAME": "A user",

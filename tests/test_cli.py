@@ -14,6 +14,12 @@ from conftest import BIN, CHECKOUT, ENVIRONMENT, run, taskgen
 
 ORIGIN = (b"_commit: ", b"_src_path: ")
 QUICK = ("--yes", "--no-git", "--no-sync")
+CONFIG = yaml.safe_load((CHECKOUT / "copier.yml").read_text())
+HIDDEN = [
+    key
+    for key, details in CONFIG.items()
+    if not key.startswith("_") and details.get("when") is False
+]
 
 
 def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
@@ -246,7 +252,7 @@ def test_refuses_a_place_where_no_folder_can_be(tmp_path: Path, target: str, sen
     ("arguments", "words"),
     [
         (["svc", "--set", "backand=arq"], ['"backand"', 'Did you mean "backend"?', "description"]),
-        (["svc", "--set", "reserved_names=x"], ['"reserved_names"', "project_name"]),
+        *((["svc", "--set", f"{key}=x"], [f'"{key}"', "project_name"]) for key in HIDDEN),
         (["svc", "--set", "_subdirectory=/"], ['"_subdirectory"']),
         (["svc", "--set", "backend=rq"], ['"rq"', '"backend"', "arq, background"]),
         (["svc", "--backend", "rq"], ['"rq"', "arq, background"]),
@@ -372,10 +378,15 @@ def read_when_ready(pipe: int) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+    ("number", "another", "status"),
+    [
+        (signal.SIGHUP, signal.SIGINT, 129),
+        (signal.SIGINT, signal.SIGTERM, 130),
+        (signal.SIGTERM, signal.SIGTERM, 143),
+    ],
 )
 def test_leaves_nothing_when_interrupted(
-    tmp_path: Path, number: signal.Signals, status: int
+    tmp_path: Path, number: signal.Signals, another: signal.Signals, status: int
 ) -> None:
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
@@ -395,7 +406,7 @@ def test_leaves_nothing_when_interrupted(
         assert read_when_ready(pipe) == b"started\n"
         assert (tmp_path / "svc/.venv").is_dir()
         process.send_signal(number)
-        process.send_signal(number)
+        process.send_signal(another)
         _, said = process.communicate(timeout=60)
     assert process.returncode == status
     assert "Interrupted" in said
@@ -411,9 +422,8 @@ def test_backends_compares_them(tmp_path: Path) -> None:
     listed = json.loads(taskgen("backends", "--json", cwd=tmp_path).stdout)
     assert [backend["name"] for backend in listed] == ["ARQ", "Celery", "BackgroundTasks"]
     assert [backend["generated"] for backend in listed] == [True, False, True]
-    config = yaml.safe_load((CHECKOUT / "copier.yml").read_text())
     generated = [backend["key"] for backend in listed if backend["generated"]]
-    assert generated == list(config["backend"]["choices"].values())
+    assert generated == list(CONFIG["backend"]["choices"].values())
     for width in (40, 80, 200):
         shown = taskgen("backends", cwd=tmp_path, env={"COLUMNS": str(width)}).stdout
         assert max(map(len, shown.splitlines())) <= width
@@ -460,9 +470,12 @@ def test_speaks_ascii_where_nothing_else_is_understood(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.isascii()
     assert taskgen("backends", cwd=tmp_path, env=env).stdout.isascii()
-    refused = taskgen("new", "Grüße", *QUICK, cwd=tmp_path, env=env)
+    done = taskgen("new", "Grüße", *QUICK, "--set", "project_name=svc", cwd=tmp_path, env=env)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("Gr\\xfc\\xdfe/\n")
+    refused = taskgen("new", "früh", *QUICK, cwd=tmp_path, env=env)
     assert refused.returncode == 2
-    assert "Gr\\xfc\\xdfe" in refused.stderr
+    assert "fr\\xfch" in refused.stderr
 
 
 def test_does_not_let_an_answer_write_to_the_terminal(tmp_path: Path) -> None:
@@ -470,6 +483,8 @@ def test_does_not_let_an_answer_write_to_the_terminal(tmp_path: Path) -> None:
         done = taskgen("new", "svc", "--set", f"ci={value}", cwd=tmp_path)
         assert done.returncode == 2
         assert value.isprintable() == (value in done.stderr)
+    done = taskgen("new", "[red]x :boom:", *QUICK, "--set", "project_name=svc", cwd=tmp_path)
+    assert "cd '[red]x :boom:'" in done.stdout
 
 
 @pytest.mark.parametrize(

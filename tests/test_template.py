@@ -49,8 +49,10 @@ def test_a_checkout_records_itself_as_git_describes_it(tmp_path: Path, repositor
     answers = recorded_by(taskgen, tmp_path)
     assert answers["_src_path"] == str(checkout)
     assert answers["_commit"] == "v0.1.0"
-    # An unpacked archive has no history to tell of.
+    # An unpacked archive has no history to tell of, and what it lies in has another.
     (checkout / ".git").rename(tmp_path / "history")
+    run("git", "init", "--quiet", cwd=tmp_path)
+    run("git", "commit", "--quiet", "--allow-empty", "--message", "Other", cwd=tmp_path)
     (tmp_path / "again").mkdir()
     answers = recorded_by(taskgen, tmp_path / "again")
     assert answers["_src_path"] == str(checkout)

@@ -127,8 +127,8 @@ def test_asks_nothing_when_told_so(tmp_path: Path, option: str) -> None:
 def test_refuses_before_the_first_question(tmp_path: Path) -> None:
     with terminal(tmp_path, "new", "-y-") as screen:
         assert screen.end() == 2
-    with terminal(tmp_path, "new", "svc", "--set", "package_name=class") as screen:
-        screen.see("is a keyword")
+    with terminal(tmp_path, "new", "svc", f"--set=description={'x' * 501}") as screen:
+        screen.see("500 at most")
         assert screen.end() == 2
     (tmp_path / "full").mkdir()
     (tmp_path / "full/mine").touch()

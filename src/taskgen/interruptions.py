@@ -8,16 +8,18 @@ from types import FrameType
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-class Interrupted(BaseException):
+class Interrupted(SystemExit):
     """The user, or the system, wants the program to stop.
+
+    A `SystemExit`, because asyncio lets no other pass when it comes while a question is asked.
 
     Args:
         signal_number: Which signal said so.
     """
 
     def __init__(self, signal_number: int) -> None:
-        super().__init__(signal_number)
         self.exit_code = 128 + signal_number
+        super().__init__(self.exit_code)
 
 
 def heed_signals() -> None:
@@ -48,7 +50,8 @@ def _heeded() -> list[signal.Signals]:
 
 
 def _interrupt(number: int, _frame: FrameType | None) -> None:
-    # What is half-made is about to be removed, and a second Ctrl-C must not stop that.
-    for other in _SIGNALS:
-        signal.signal(other, signal.SIG_IGN)
+    # What is half-made is about to be removed, and a second Ctrl-C must not stop that. With
+    # SIG_IGN, Python would complain of one that is already on its way.
+    for other in _heeded():
+        signal.signal(other, lambda _number, _frame: None)
     raise Interrupted(number)

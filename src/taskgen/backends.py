@@ -54,14 +54,14 @@ BACKENDS = (
         generated=True,
         async_native="Yes: tasks are coroutines, many at once in one worker.",
         broker="Redis or Valkey.",
-        workflows="None built in: a task enqueues the next. Deferred jobs, retries, cron.",
+        workflows="Deferred jobs, retries, cron. The generated service adds chains; no groups.",
         monitoring="Job status and results by an API, a health check; no dashboard of its own.",
         persistence="Jobs are in Redis, as durable as it is set up to be: they survive restarts of "
         "the API and of the workers, and run at least once.",
         complexity="Low: one broker, one worker command. In maintenance mode: fixes, few new "
         "features.",
         when_to_use="Async services whose jobs wait on I/O and must survive a restart.",
-        when_not="Chains and groups of tasks, brokers other than Redis, work that keeps a "
+        when_not="Groups and chords of tasks, brokers other than Redis, work that keeps a "
         "processor busy.",
     ),
     Backend(

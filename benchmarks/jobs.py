@@ -15,7 +15,6 @@ import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -60,7 +59,7 @@ def main() -> None:
         results = measure(options, Path(folder))
     results["aims"] = aims_of(results)
     if options.record:
-        record(results, HERE)
+        record(results, options.record)
     print(json.dumps(results, indent=1) if options.json else markdown(results))
 
 
@@ -75,7 +74,14 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--systems", default=",".join(names), help="default: %(default)s")
     parser.add_argument("--rounds", type=int, help="default: 3")
     parser.add_argument("--deep", type=int, help="jobs in the long queue; default: 1,000,000")
-    parser.add_argument("--record", action="store_true", help="write the README's tables and plot")
+    parser.add_argument(
+        "--record",
+        type=Path,
+        nargs="?",
+        const=HERE,
+        metavar="FOLDER",
+        help="write results.json, results.svg and the tables of README.md; default: %(const)s",
+    )
     options = parser.parse_args()
     options.systems = options.systems.split(",")
     if unknown := set(options.systems) - set(names):
@@ -90,19 +96,17 @@ def measure(options: argparse.Namespace, folder: Path) -> Results:
     systems = [system for system in SYSTEMS if system.name in options.systems]
     environments = {system.name: prepare(system, folder) for system in systems}
     service = environments.get(SERVICE.name)
-    if service and any(BARE_SCRIPTS.glob("*.lua")):
-        systems.append(BARE)
-        environments[BARE.name] = without_promises(service, folder)
-    with ExitStack() as stack:
-        bench = stack.enter_context(Bench(folder, scale))
+    with Bench(folder, scale) as bench:
         subjects = [bench.set_up(system, environments[system.name]) for system in systems]
-        for subject in subjects:
-            stack.callback(subject.close)
+        bare = None
+        if service and any(BARE_SCRIPTS.glob("*.lua")):
+            bare = bench.set_up(BARE, without_promises(service, folder))
         apps = list(set_up_apps(bench, service)) if service else []
         figures: Rounds = defaultdict(lambda: defaultdict(list))
         for number in range(scale.rounds):
             # What else the machine does should not meet the same system each time.
-            for name, one in run_round(subjects if number % 2 == 0 else subjects[::-1], apps):
+            order = subjects if number % 2 == 0 else subjects[::-1]
+            for name, one in run_round(order, bare, apps):
                 say(f"round {number + 1} of {scale.rounds}: {name} {shown(one)}")
                 for key, value in one.items():
                     figures[name][key].append(value)
@@ -120,6 +124,7 @@ def measure(options: argparse.Namespace, folder: Path) -> Results:
                 }
                 for subject in subjects
             },
+            "bare": figures[BARE.name],
             "posts": figures[POSTS],
         }
 
@@ -150,14 +155,21 @@ def set_up_apps(bench: Bench, service: Environment) -> Iterator[App]:
     )
 
 
-def run_round(subjects: list[Subject], apps: list[App]) -> Iterator[tuple[str, Figures]]:
+def run_round(
+    subjects: list[Subject], bare: Subject | None, apps: list[App]
+) -> Iterator[tuple[str, Figures]]:
     """Measure each system once: one kind of figure of all, then the next."""
     for measurement in (measure_enqueueing, measure_worker, measure_deep_queue):
         for subject in subjects:
-            if subject.system is not BARE:
-                yield subject.system.name, measurement(subject)
-            elif measurement is measure_worker:
-                yield BARE.name, measure_noops(subject)
+            yield subject.system.name, measurement(subject)
+            if bare and subject.system is SERVICE and measurement is measure_worker:
+                yield (
+                    BARE.name,
+                    {
+                        **measure_noops(bare),
+                        **{f"{k}_shipped": v for k, v in measure_noops(subject).items()},
+                    },
+                )
     for app in apps:
         yield POSTS, measure_posts(subjects[0].bench, app)
 

@@ -95,21 +95,24 @@ class Bench:
         return f"Valkey {info.get('valkey_version', info['redis_version'])}"
 
     def set_up(self, system: System, environment: Environment) -> "Subject":
-        """Start a system's client process; the system has two databases of its own."""
+        """Return a system under test, with two databases of its own."""
         pipe = self.folder / f"{system.name}.pipe"
         os.mkfifo(pipe)
-        return Subject(
+        subject = Subject(
             bench=self,
             system=system,
             environment=environment,
             pipe=pipe,
-            database=self.database(system, pipe),
-            deep=self.database(system, pipe),
+            gate=self.folder / f"{system.name}.gate",
+            database=self.database(system),
+            deep=self.database(system),
         )
+        self._stack.callback(subject.close)
+        return subject
 
-    def database(self, system: System, pipe: Path = Path(os.devnull)) -> "Database":
+    def database(self, system: System) -> "Database":
         """Return a database that nothing else uses."""
-        return Database(self._server, next(self._databases), system, pipe)
+        return Database(self._server, next(self._databases), system)
 
     def log_file(self, name: str) -> Path:
         """Return a new file for what a process prints."""
@@ -119,11 +122,10 @@ class Bench:
 class Database:
     """A database of the server that one system uses."""
 
-    def __init__(self, server: ValkeyServer, number: int, system: System, pipe: Path) -> None:
+    def __init__(self, server: ValkeyServer, number: int, system: System) -> None:
         self._redis: Any = server.client(db=number)
         self._system = system
-        url = f"{server.connection_url}/{number}"
-        self.variables = {"REDIS_URL": url, "BENCHMARK_PIPE": str(pipe)}
+        self.url = f"{server.connection_url}/{number}"
 
     def unfinished(self) -> int:
         """Count the jobs that have not finished."""
@@ -223,12 +225,13 @@ class Subject:
     system: System
     environment: Environment
     pipe: Path
+    gate: Path
     database: Database
     deep: Database
 
     def __post_init__(self) -> None:
-        """Start no client yet."""
-        self._clients: dict[int, subprocess.Popen[str]] = {}
+        """Start a client process when the first command for a database is sent."""
+        self._clients: dict[str, subprocess.Popen[str]] = {}
 
     def close(self) -> None:
         """End the client processes."""
@@ -238,7 +241,7 @@ class Subject:
 
     def ask(self, database: Database, command: str, **options: float | str) -> Any:  # noqa: ANN401
         """Have the client process carry out a command, and return its answer."""
-        client = self._clients.get(id(database)) or self._start_client(database)
+        client = self._clients.get(database.url) or self._start_client(database)
         assert client.stdin is not None  # noqa: S101 - they are pipes
         assert client.stdout is not None  # noqa: S101
         client.stdin.write(json.dumps({"command": command, **options}) + "\n")
@@ -258,9 +261,9 @@ class Subject:
     def worker(self, database: Database) -> Generator[Process]:
         """Run a worker as the system ships it, logging to a file."""
         program, *arguments = self.system.worker
-        url = database.variables["REDIS_URL"]
-        command = self.environment.command(program, *[a.format(url=url) for a in arguments])
-        environ = self.environment.environ(**database.variables)
+        arguments = [argument.format(url=database.url) for argument in arguments]
+        command = self.environment.command(program, *arguments)
+        environ = self._environ(database)
         name = f"{self.system.name}-worker"
         with running(self.bench, name, command, self.environment.folder, environ) as process:
             yield process
@@ -270,13 +273,18 @@ class Subject:
         client = subprocess.Popen(
             self.environment.command("python", script, *self.system.client_arguments),
             cwd=self.environment.folder,
-            env=self.environment.environ(**database.variables),
+            env=self._environ(database),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
-        self._clients[id(database)] = client
+        self._clients[database.url] = client
         return client
+
+    def _environ(self, database: Database) -> dict[str, str]:
+        return self.environment.environ(
+            REDIS_URL=database.url, BENCHMARK_PIPE=str(self.pipe), BENCHMARK_GATE=str(self.gate)
+        )
 
 
 def measure_enqueueing(subject: Subject) -> Figures:
@@ -295,28 +303,27 @@ def measure_enqueueing(subject: Subject) -> Figures:
 
 def measure_noops(subject: Subject) -> Figures:
     """Run no-ops with one worker."""
-    with ExitStack() as stack:
-        worker = stack.enter_context(subject.worker(subject.database))
-        rate = _run_jobs(subject, [worker], "noop", subject.system.noops)
+    with subject.worker(subject.database) as worker:
+        figures = _run_jobs(subject, [worker], "noop")
     subject.database.clear()
-    return {"noop": rate}
+    return figures
 
 
 def measure_worker(subject: Subject) -> Figures:
     """Measure one worker on no-ops, on short jobs and idle; then two workers on no-ops."""
-    database, system, scale = subject.database, subject.system, subject.bench.scale
-    figures: Figures = {}
+    database, scale = subject.database, subject.bench.scale
     with subject.worker(database) as worker:
-        figures["noop"] = _run_jobs(subject, [worker], "noop", system.noops)
+        figures = _run_jobs(subject, [worker], "noop")
         latency: list[float] = subject.ask(
             database, "latency", count=scale.probes, per_second=scale.probes_per_second
         )
         figures["latency_p50"] = _percentile(latency, 50)
         figures["latency_p99"] = _percentile(latency, 99)
-        figures["nap"] = _run_jobs(subject, [worker], "nap", system.naps)
+        figures |= _run_jobs(subject, [worker], "nap")
         figures |= _idle(database, worker, scale.idle)
         with subject.worker(database) as second:
-            figures["noop_two"] = _run_jobs(subject, [worker, second], "noop", 2 * system.noops)
+            two = _run_jobs(subject, [worker, second], "noop")
+            figures |= {f"{key}_two": value for key, value in two.items()}
     database.clear()
     return figures
 
@@ -349,36 +356,44 @@ class Drained:
     last: float
 
 
-def _run_jobs(subject: Subject, workers: list[Process], task: str, per_second: int) -> float:
-    """Enqueue jobs while the workers are stopped, let them go on, and return jobs per second."""
+def _run_jobs(subject: Subject, workers: list[Process], task: str) -> Figures:
+    """Enqueue jobs while the workers are busy, then let them go on.
+
+    Returns:
+        The jobs per second, and the microseconds of the workers' CPU time that each took.
+    """
     database, seconds = subject.database, subject.bench.scale.drain
-    subject.ask(database, "ready", workers=len(workers))
-    _wait_until_empty(database, workers)
-    for worker in workers:
-        worker.signal(signal.SIGSTOP)
+    per_second = len(workers) * (subject.system.naps if task == "nap" else subject.system.noops)
+    subject.gate.touch()
+    held: int = subject.ask(database, "hold", workers=len(workers))
     subject.ask(database, "fill", task=task, count=max(20, int(per_second * seconds)))
+    cpu = sum(worker.cpu_seconds() for worker in workers)
     start = time.perf_counter()
-    for worker in workers:
-        worker.signal(signal.SIGCONT)
-    drained = _drain(database, workers, limit=2 * seconds)
+    subject.gate.unlink()
+    drained = _drain(database, workers, limit=2 * seconds, before=held)
+    cpu = sum(worker.cpu_seconds() for worker in workers) - cpu
     _wait_until_empty(database, workers)
-    return drained.jobs / (drained.last - start)
+    return {
+        task: drained.jobs / (drained.last - start),
+        f"{task}_cpu": 1_000_000 * cpu / drained.jobs,
+    }
 
 
-def _drain(database: Database, workers: list[Process], limit: float) -> Drained:
+def _drain(database: Database, workers: list[Process], limit: float, before: int = 0) -> Drained:
     """Watch the number of unfinished jobs until the last has finished.
 
-    So many seconds after the first has finished, it waits no longer.
+    So many seconds after the first has finished, it waits no longer. The jobs before these, which
+    finish first, do not count.
     """
     queued = left = database.unfinished()
     begin = first = last = time.perf_counter()
     while left and last - first < limit:
         time.sleep(LOOK)
         left, last = database.unfinished(), time.perf_counter()
-        if left == queued:
+        if left >= queued - before:
             _check(workers, since=begin)
             first = last + LOOK
-    return Drained(queued - left, first, last)
+    return Drained(queued - before - left, first, last)
 
 
 def _wait_until_empty(database: Database, workers: list[Process]) -> None:
@@ -423,7 +438,7 @@ def measure_posts(bench: Bench, app: App) -> Figures:
     """Post to an app's routes, in a process of its own, as fast as it answers."""
     port, figures = _free_port(), Figures()
     command = app.environment.command("uvicorn", app.location, "--port", str(port))
-    environ = app.environment.environ(**app.database.variables)
+    environ = app.environment.environ(REDIS_URL=app.database.url)
     with running(bench, "api", command, app.environment.folder, environ) as api:
         _wait_until(lambda: _listens(port), api)
         for name, path in app.paths.items():

@@ -10,7 +10,7 @@ from arq import create_pool
 from arq.connections import RedisSettings
 from arq.constants import default_queue_name, health_check_key_suffix
 from arq.jobs import Job
-from protocol import NAP, Client, report_start, serve
+from protocol import NAP, Client, report_start, serve, wait_for_gate
 
 SETTINGS = RedisSettings.from_dsn(os.environ["REDIS_URL"])
 
@@ -24,23 +24,28 @@ async def nap(_ctx: dict[str, Any]) -> None:
     await asyncio.sleep(NAP)
 
 
-async def probe(_ctx: dict[str, Any], sent: float, pause: float = 0) -> None:
+async def probe(_ctx: dict[str, Any], sent: float) -> None:
     """Report the start."""
     report_start(sent)
-    await asyncio.sleep(pause)
+
+
+async def hold(_ctx: dict[str, Any], sent: float) -> None:
+    """Keep a slot busy until the gate opens."""
+    report_start(sent)
+    await wait_for_gate()
 
 
 class Defaults:
     """A worker with ARQ's defaults."""
 
-    functions = (noop, nap, probe)
+    functions = (noop, nap, probe, hold)
     redis_settings = SETTINGS
 
 
 class Tuned:
     """A worker that runs as many jobs at a time as the others, and looks for jobs often."""
 
-    functions = (noop, nap, probe)
+    functions = (noop, nap, probe, hold)
     redis_settings = SETTINGS
     max_jobs = 100
     poll_delay = 0.01

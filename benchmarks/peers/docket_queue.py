@@ -6,7 +6,7 @@ from contextlib import AsyncExitStack
 
 import uvloop
 from docket import Docket
-from protocol import NAP, Client, report_start, serve
+from protocol import NAP, Client, report_start, serve, wait_for_gate
 
 
 async def noop() -> None:
@@ -18,13 +18,18 @@ async def nap() -> None:
     await asyncio.sleep(NAP)
 
 
-async def probe(sent: float, pause: float = 0) -> None:
+async def probe(sent: float) -> None:
     """Report the start."""
     report_start(sent)
-    await asyncio.sleep(pause)
 
 
-TASKS = (noop, nap, probe)
+async def hold(sent: float) -> None:
+    """Keep a slot busy until the gate opens."""
+    report_start(sent)
+    await wait_for_gate()
+
+
+TASKS = (noop, nap, probe, hold)
 BY_NAME = {task.__name__: task for task in TASKS}
 
 

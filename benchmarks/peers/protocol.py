@@ -12,7 +12,7 @@ import random
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable
 from importlib.metadata import version
 from typing import Any, ClassVar
@@ -20,9 +20,11 @@ from typing import Any, ClassVar
 NAP = 0.05
 AT_ONCE = 100
 PIPE = "BENCHMARK_PIPE"
+GATE = "BENCHMARK_GATE"
 COMMAND_TIMEOUT = 3600
 
 _pipe: int | None = None
+_gate: asyncio.Task[None] | None = None
 
 
 def report_start(sent: float) -> None:
@@ -37,10 +39,25 @@ def report_start(sent: float) -> None:
     os.write(_pipe, f"{os.getpid()} {now - sent}\n".encode())
 
 
+async def wait_for_gate() -> None:
+    """Wait in a task until the gate is opened: its file is removed."""
+    global _gate  # noqa: PLW0603 - one watcher per worker process
+    if _gate is None or _gate.done():
+        _gate = asyncio.create_task(_watch_gate())
+    await asyncio.shield(_gate)
+
+
+async def _watch_gate() -> None:
+    gate = os.environ[GATE]
+    while os.path.exists(gate):  # noqa: ASYNC110, ASYNC240, PTH110 - nobody else could tell
+        await asyncio.sleep(0.002)
+
+
 class Client(ABC):
     """A system as an application uses it: what it cannot do raises NotImplementedError.
 
-    Tasks are `noop`, `nap`, which sleeps for 50 ms, and `probe`, which calls `report_start`.
+    Tasks are `noop`, `nap`, which sleeps for 50 ms, `probe`, which calls `report_start`, and
+    `hold`, which calls it and then `wait_for_gate`.
     """
 
     packages: ClassVar[tuple[str, ...]]
@@ -86,6 +103,7 @@ class Session:
         if command == "versions":
             return {name: version(name) for name in self._client.packages}
         loop = asyncio.get_running_loop()
+        self._reports = asyncio.Queue[tuple[int, float]]()
         loop.add_reader(self._pipe, self._read_pipe)
         await self._client.open()
         try:
@@ -133,16 +151,22 @@ class Session:
             left -= chunk
         return count
 
-    async def ready(self, workers: int) -> int:
-        """Wait until so many workers have started jobs."""
-        processes: set[int] = set()
-        # One more than those that all workers but one can hold.
-        probes = self._client.concurrency * (workers - 1) + 1
+    async def hold(self, workers: int) -> int:
+        """Keep all slots of so many workers busy until the gate opens; return the jobs it took."""
+        slots = self._client.concurrency * workers
+        await self._gather("hold", slots, sent=time.monotonic())
+        enqueued, started = slots, Counter[int]()
         async with asyncio.timeout(60):
-            while len(processes) < workers:
-                await self._gather("probe", probes, sent=time.monotonic(), pause=NAP)
-                processes.update([(await self._reports.get())[0] for _ in range(probes)])
-        return workers
+            while len(started) < workers or started.total() < slots:
+                try:
+                    async with asyncio.timeout(2):
+                        process, _ = await self._reports.get()
+                        started[process] += 1
+                except TimeoutError:
+                    # A worker may hold back more jobs than it runs.
+                    await self._gather("hold", self._client.concurrency, sent=time.monotonic())
+                    enqueued += self._client.concurrency
+        return enqueued
 
     async def latency(self, count: int, per_second: float) -> list[float]:
         """Return the milliseconds from before the enqueueing to the start of jobs.

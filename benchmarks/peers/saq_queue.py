@@ -5,7 +5,7 @@ import os
 from typing import Any
 
 import uvloop
-from protocol import NAP, Client, report_start, serve
+from protocol import NAP, Client, report_start, serve, wait_for_gate
 from saq import Queue
 
 
@@ -18,15 +18,20 @@ async def nap(_ctx: dict[str, Any]) -> None:
     await asyncio.sleep(NAP)
 
 
-async def probe(_ctx: dict[str, Any], *, sent: float, pause: float = 0) -> None:
+async def probe(_ctx: dict[str, Any], *, sent: float) -> None:
     """Report the start."""
     report_start(sent)
-    await asyncio.sleep(pause)
+
+
+async def hold(_ctx: dict[str, Any], *, sent: float) -> None:
+    """Keep a slot busy until the gate opens."""
+    report_start(sent)
+    await wait_for_gate()
 
 
 settings = {
     "queue": Queue.from_url(os.environ["REDIS_URL"]),
-    "functions": [noop, nap, probe],
+    "functions": [noop, nap, probe, hold],
     "concurrency": 100,
 }
 

@@ -5,10 +5,10 @@ from contextlib import AsyncExitStack
 import uvloop
 from bench.queue import open_queue
 from bench.settings import Settings
-from bench.tasks.benchmark import nap, noop, probe
+from bench.tasks.benchmark import hold, nap, noop, probe
 from protocol import Client, serve
 
-TASKS = {"noop": noop, "nap": nap, "probe": probe}
+TASKS = {"noop": noop, "nap": nap, "probe": probe, "hold": hold}
 
 
 class Service(Client):

@@ -4,7 +4,7 @@ import asyncio
 import os
 
 import uvloop
-from protocol import NAP, Client, report_start, serve
+from protocol import NAP, Client, report_start, serve, wait_for_gate
 from taskiq_redis import RedisAsyncResultBackend, RedisStreamBroker
 
 URL = os.environ["REDIS_URL"]
@@ -26,13 +26,19 @@ async def nap() -> None:
 
 
 @broker.task("probe")
-async def probe(sent: float, pause: float = 0) -> None:
+async def probe(sent: float) -> None:
     """Report the start."""
     report_start(sent)
-    await asyncio.sleep(pause)
 
 
-TASKS = {task.task_name: task for task in (noop, nap, probe)}
+@broker.task("hold")
+async def hold(sent: float) -> None:
+    """Keep a slot busy until the gate opens."""
+    report_start(sent)
+    await wait_for_gate()
+
+
+TASKS = {task.task_name: task for task in (noop, nap, probe, hold)}
 
 
 class Taskiq(Client):

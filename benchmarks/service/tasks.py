@@ -4,7 +4,7 @@ import asyncio
 from typing import Any
 
 from bench.queue import task
-from protocol import NAP, report_start
+from protocol import NAP, report_start, wait_for_gate
 
 
 @task
@@ -19,10 +19,16 @@ async def nap(ctx: Any) -> None:
 
 
 @task
-async def probe(ctx: Any, sent: float, pause: float = 0) -> None:
+async def probe(ctx: Any, sent: float) -> None:
     """Report the start."""
     report_start(sent)
-    await asyncio.sleep(pause)
+
+
+@task
+async def hold(ctx: Any, sent: float) -> None:
+    """Keep a slot busy until the gate opens."""
+    report_start(sent)
+    await wait_for_gate()
 
 
 @task

@@ -10,13 +10,14 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
-from ..job import PayloadTooLargeError, QueueUnavailableError
+from ..queue import IdempotencyConflictError, PayloadTooLargeError, QueueUnavailableError
 
 MEDIA_TYPE = "application/problem+json"
+RETRY_AFTER = {"Retry-After": "2"}  # seconds
 
 
 class Problem(BaseModel):
-    """The body of every error; `errors` says what is wrong where, and repeats no value."""
+    """The body of every error; `errors` names the places of a request that is not valid."""
 
     type: str = "about:blank"
     title: str
@@ -27,18 +28,19 @@ class Problem(BaseModel):
 
 _DESCRIBED = {
     "model": Problem,
-    "description": "What is wrong.",
+    "description": "A problem.",
     "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
 }
 PROBLEM_RESPONSES: dict[int | str, dict[str, Any]] = {"4XX": _DESCRIBED, "5XX": _DESCRIBED}
 
 
 def add_error_handlers(app: FastAPI) -> None:
-    """Have every error of this app answered as problem details."""
+    """Answer every error of this app as problem details."""
     app.exception_handler(HTTPException)(_http_error)
     app.exception_handler(RequestValidationError)(_invalid_request)
-    app.exception_handler(QueueUnavailableError)(_not_enqueued)
-    app.exception_handler(PayloadTooLargeError)(_not_enqueued)
+    app.exception_handler(QueueUnavailableError)(_queue_unavailable)
+    app.exception_handler(PayloadTooLargeError)(_payload_too_large)
+    app.exception_handler(IdempotencyConflictError)(_idempotency_conflict)
     app.exception_handler(Exception)(_unexpected_error)
 
 
@@ -53,14 +55,25 @@ async def _invalid_request(_request: Request, error: RequestValidationError) -> 
     return _answer(422, "The request is not valid.", errors=errors)
 
 
-async def _not_enqueued(_request: Request, error: Exception) -> JSONResponse:
-    if isinstance(error, PayloadTooLargeError):
-        return _answer(413, str(error))
-    return _answer(503, str(error), headers={"Retry-After": "2"})
+async def _queue_unavailable(_request: Request, error: QueueUnavailableError) -> JSONResponse:
+    detail = f"{error}."
+    if error.maybe_enqueued:
+        detail += " The job may have been enqueued: send the same Idempotency-Key again."
+    return _answer(503, detail, headers=RETRY_AFTER)
+
+
+async def _payload_too_large(_request: Request, error: PayloadTooLargeError) -> JSONResponse:
+    return _answer(413, f"{error}.")
+
+
+async def _idempotency_conflict(
+    _request: Request, _error: IdempotencyConflictError
+) -> JSONResponse:
+    return _answer(422, "The Idempotency-Key was used with another request.")
 
 
 async def _unexpected_error(_request: Request, _error: Exception) -> JSONResponse:
-    return _answer(500, "The log of the service says more.")
+    return _answer(500, "Internal server error; see the log.")
 
 
 def _answer(

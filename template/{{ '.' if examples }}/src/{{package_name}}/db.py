@@ -65,6 +65,7 @@ class Report(Base):
     format: Mapped[ReportFormat]
     status: Mapped[ReportStatus] = mapped_column(default=ReportStatus.PENDING)
     size: Mapped[int | None]
+    idempotency_key: Mapped[str | None] = mapped_column(unique=True)
     created_at: Mapped[datetime] = mapped_column(default=_now)
 
     def path(self, settings: Settings) -> Path:

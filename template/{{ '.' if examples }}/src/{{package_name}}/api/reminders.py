@@ -1,6 +1,6 @@
 """Reminders: a task that runs later."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Self
 from uuid import UUID
 
@@ -9,7 +9,7 @@ from pydantic import AwareDatetime, BaseModel, Field, model_validator
 
 from ..db import User
 from ..tasks.notifications import send_reminder
-from .deps import Line, Queue, Session
+from .deps import IdempotencyKey, Line, Queue, Session
 from .jobs import JobAccepted, accept
 
 LONGEST_DELAY = 366 * 24 * 60 * 60
@@ -33,11 +33,20 @@ class ReminderRequest(BaseModel):
 
 @router.post("/reminders", status_code=202)
 async def request_reminder(
-    body: ReminderRequest, session: Session, queue: Queue, response: Response
+    body: ReminderRequest,
+    session: Session,
+    queue: Queue,
+    response: Response,
+    idempotency_key: IdempotencyKey = None,
 ) -> JobAccepted:
-    """Have a user reminded later; a time that has passed means now."""
+    """Remind a user later; a time that has passed means now."""
     if await session.get(User, body.user_id) is None:
         raise HTTPException(404, "There is no such user.")
-    when = body.send_at or datetime.now(UTC) + timedelta(seconds=body.delay_seconds or 0)
-    job = await queue.enqueue_at(when, send_reminder, user_id=body.user_id, message=body.message)
-    return accept(job, response)
+    queue = queue.once(idempotency_key)
+    arguments = {"user_id": body.user_id, "message": body.message}
+    if body.send_at is not None:
+        receipt = await queue.enqueue_at(body.send_at, send_reminder, **arguments)
+    else:
+        delay = timedelta(seconds=body.delay_seconds or 0)
+        receipt = await queue.enqueue_in(delay, send_reminder, **arguments)
+    return accept(receipt, response)

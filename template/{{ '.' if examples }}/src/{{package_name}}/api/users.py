@@ -1,17 +1,19 @@
 """Users, and the email that greets them."""
 
-from datetime import UTC, datetime
-from uuid import UUID, uuid4
+import logging
+from uuid import UUID
 
 from fastapi import APIRouter, BackgroundTasks, HTTPException
 from pydantic import BaseModel, EmailStr
 from sqlalchemy.exc import IntegrityError
 
 from ..db import User
-from ..tasks.emails import send_welcome_email
-from .deps import Ctx, Line, Session
+from ..resources import Resources
+from ..tasks.emails import greet
+from .deps import AppResources, Line, Session
 
 router = APIRouter(tags=["users"])
+logger = logging.getLogger(__name__)
 
 
 class UserRequest(BaseModel):
@@ -29,15 +31,26 @@ class UserInfo(UserRequest):
 
 @router.post("/users", status_code=201, response_model=UserInfo)
 async def add_user(
-    body: UserRequest, session: Session, ctx: Ctx, background_tasks: BackgroundTasks
+    body: UserRequest,
+    session: Session,
+    resources: AppResources,
+    background_tasks: BackgroundTasks,
+
 ) -> User:
-    """Add a user, and greet them by email; that needs no queue, for it may be lost."""
+    """Add a user, and greet them by email: without a queue, since a greeting may be lost."""
     user = User(email=body.email, name=body.name)
     session.add(user)
     try:
         await session.commit()
     except IntegrityError as error:
         raise HTTPException(409, "There is a user with this email.") from error
-    ctx = {**ctx, "job_id": uuid4().hex, "job_try": 1, "enqueue_time": datetime.now(UTC)}
-    background_tasks.add_task(send_welcome_email, ctx, user_id=user.id)
+    background_tasks.add_task(greet_quietly, resources, user.id)
     return user
+
+
+async def greet_quietly(resources: Resources, user_id: UUID) -> None:
+    """Greet a user; an error is logged, since nobody waits for it."""
+    try:
+        await greet(resources, user_id)
+    except Exception:
+        logger.exception("user %s was not greeted", user_id)

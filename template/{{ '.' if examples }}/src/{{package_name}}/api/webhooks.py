@@ -7,7 +7,7 @@ from pydantic import JsonValue, TypeAdapter, ValidationError
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from ..tasks.webhooks import process_webhook
-from .deps import Ctx, Queue
+from .deps import AppResources, Queue
 from .jobs import JobAccepted, accept
 
 router = APIRouter(tags=["webhooks"])
@@ -18,12 +18,12 @@ _payload = TypeAdapter(dict[str, JsonValue])
 async def receive_webhook(
     source: Annotated[str, Path(max_length=50, pattern=r"^[A-Za-z0-9_.-]+$")],
     request: Request,
-    ctx: Ctx,
+    resources: AppResources,
     queue: Queue,
     response: Response,
 ) -> JobAccepted:
     """Take a webhook once; sent again under the same id, it is answered with the same job."""
-    secret = ctx["settings"].webhook_secret
+    secret = resources.settings.webhook_secret
     if secret is None:
         raise HTTPException(401, "WEBHOOK_SECRET is not set, so no signature can be right.")
     body = await request.body()
@@ -34,11 +34,11 @@ async def receive_webhook(
     webhook_id = request.headers["webhook-id"]
     try:
         payload = _payload.validate_json(body)
-        job = await queue.enqueue(
+        receipt = await queue.enqueue(
             process_webhook, source=source, webhook_id=webhook_id, payload=payload
         )
     except (ValidationError, TypeError) as error:
         raise HTTPException(422, "The webhook's body is no JSON object.") from error
-    if not job.created:
+    if not receipt.created:
         response.status_code = 200
-    return accept(job, response)
+    return accept(receipt, response)

@@ -8,15 +8,34 @@ from uuid import UUID, uuid4
 import aiosmtplib
 
 from ..db import User
-from ..resources import Context
+from ..queue import Discard, task
+from ..resources import Context, Resources
 from ..settings import Settings
-from ..task import Discard, task
 
 
 @task(retries=5, timeout=30)
 async def send_email(ctx: Context, to: str, subject: str, body: str) -> None:
-    """Send an email; without `SMTP_HOST`, write it to the outbox as an .eml file."""
-    settings = ctx["settings"]
+    """Send an email."""
+    await deliver_email(ctx.resources, to, subject, body)
+
+
+@task(retries=5)
+async def send_welcome_email(ctx: Context, user_id: UUID) -> None:
+    """Greet a new user."""
+    await greet(ctx.resources, user_id)
+
+
+async def greet(resources: Resources, user_id: UUID) -> None:
+    """Send a new user a welcome email, here and now."""
+    async with resources.sessions() as session:
+        user = await session.get_one(User, user_id)
+    body = f"Hello {user.name},\n\nwelcome! Your account is ready.\n"
+    await deliver_email(resources, user.email, f"Welcome, {user.name}", body)
+
+
+async def deliver_email(resources: Resources, to: str, subject: str, body: str) -> None:
+    """Send an email here and now; without `SMTP_HOST`, write it to the outbox as an .eml file."""
+    settings = resources.settings
     message = EmailMessage()
     message["From"] = settings.mail_from
     message["To"] = to
@@ -40,15 +59,6 @@ async def send_email(ctx: Context, to: str, subject: str, body: str) -> None:
         if str(error.code).startswith("5"):  # for good, as RFC 5321 says
             raise Discard(f"the mail server refuses: {error.code} {error.message}") from error
         raise
-
-
-@task(retries=5)
-async def send_welcome_email(ctx: Context, user_id: UUID) -> None:
-    """Greet a new user."""
-    async with ctx["sessions"]() as session:
-        user = await session.get_one(User, user_id)
-    body = f"Hello {user.name},\n\nwelcome! Your account is ready.\n"
-    await send_email(ctx, to=user.email, subject=f"Welcome, {user.name}", body=body)
 
 
 def write_to_outbox(settings: Settings, suffix: str, content: bytes) -> None:

@@ -12,14 +12,14 @@ from fpdf import FPDF
 from sqlalchemy import func, select, update
 
 from ..db import Report, ReportFormat, ReportStatus, User
+from ..queue import task
 from ..resources import Context
-from ..task import task
 
 
-@task(timeout=60)
+@task(retries=3, timeout=60)
 async def generate_report(ctx: Context, report_id: UUID) -> int:
     """Render a report and store its file; to run it twice does no harm."""
-    async with ctx["sessions"]() as session:
+    async with ctx.resources.sessions() as session:
         report = await session.get_one(Report, report_id)
         users = await session.scalar(select(func.count()).select_from(User)) or 0
     asked = f"{report.created_at:%Y-%m-%d %H:%M} UTC"
@@ -27,7 +27,7 @@ async def generate_report(ctx: Context, report_id: UUID) -> int:
     render = render_pdf if report.format is ReportFormat.PDF else render_csv
     try:
         content = await asyncio.to_thread(render, rows)
-        await asyncio.to_thread(_store, report.path(ctx["settings"]), content)
+        await asyncio.to_thread(_store, report.path(ctx.resources.settings), content)
     except Exception:
         await _finish(ctx, report_id, status=ReportStatus.FAILED)
         raise
@@ -70,5 +70,5 @@ def _store(path: Path, content: bytes) -> None:
 
 
 async def _finish(ctx: Context, report_id: UUID, **changes: Any) -> None:
-    async with ctx["sessions"].begin() as session:
+    async with ctx.resources.sessions.begin() as session:
         await session.execute(update(Report).where(Report.id == report_id).values(**changes))

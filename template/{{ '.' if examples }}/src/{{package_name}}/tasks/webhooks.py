@@ -4,8 +4,8 @@ from pydantic import JsonValue
 from sqlalchemy.exc import IntegrityError
 
 from ..db import WebhookEvent
+from ..queue import task
 from ..resources import Context
-from ..task import task
 from .notifications import send_notification
 
 
@@ -15,9 +15,9 @@ async def process_webhook(
 ) -> None:
     """Keep a webhook, and tell the chat channel of it; a webhook kept already is not kept twice."""
     try:
-        async with ctx["sessions"].begin() as session:
+        async with ctx.resources.sessions.begin() as session:
             session.add(WebhookEvent(source=source, webhook_id=webhook_id, payload=payload))
     except IntegrityError:
         return
     kind = payload.get("type", "event")
-    await ctx["queue"].enqueue(send_notification, text=f"{source} sent {kind} ({webhook_id})")
+    await ctx.resources.queue.enqueue(send_notification, text=f"{source} sent {kind} ({webhook_id})")

@@ -4,7 +4,7 @@ from fastapi import APIRouter, Response
 from pydantic import BaseModel
 
 from ..tasks.ping import ping
-from .deps import Queue
+from .deps import IdempotencyKey, Queue
 from .jobs import JobAccepted, accept
 
 router = APIRouter(tags=["pings"])
@@ -17,7 +17,9 @@ class PingRequest(BaseModel):
 
 
 @router.post("/pings", status_code=202)
-async def request_ping(body: PingRequest, queue: Queue, response: Response) -> JobAccepted:
-    """Enqueue a ping; its answer is the job's result."""
-    job = await queue.enqueue(ping, message=body.message)
-    return accept(job, response)
+async def request_ping(
+    body: PingRequest, queue: Queue, response: Response, idempotency_key: IdempotencyKey = None
+) -> JobAccepted:
+    """Enqueue a ping; the answer to it is the job's result."""
+    receipt = await queue.once(idempotency_key).enqueue(ping, message=body.message)
+    return accept(receipt, response)

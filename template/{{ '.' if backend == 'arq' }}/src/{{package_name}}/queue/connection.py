@@ -1,0 +1,104 @@
+"""Connections to Redis or Valkey: how they are opened, and which of their errors pass by waiting."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from arq import ArqRedis
+from redis.asyncio import BlockingConnectionPool
+from redis.exceptions import RedisError, ResponseError
+
+from .documents import STORED_MS, deserialize, serialize
+from .errors import QueueUnavailableError
+from .settings import QueueSettings
+
+SCRIPTS = Path(__file__).with_name("scripts")
+CONNECT_TIMEOUT = 1  # seconds
+# What a server answers that cannot do a thing now, and has done nothing.
+NOT_NOW = (
+    "BUSY",
+    "CLUSTERDOWN",
+    "LOADING",
+    "MASTERDOWN",
+    "MISCONF",
+    "NOREPLICAS",
+    "OOM",
+    "READONLY",
+    "TRYAGAIN",
+    "UNKILLABLE",
+)
+
+
+def connect(settings: QueueSettings, **options: Any) -> ArqRedis:
+    """Return a client with its own pool; nothing is sent yet. Options are those of redis-py."""
+    defaults: dict[str, Any] = {
+        "socket_connect_timeout": CONNECT_TIMEOUT,
+        "socket_keepalive": True,
+        "max_connections": 50,
+        "timeout": None,
+    }
+    url = settings.redis_url.get_secret_value()
+    pool = BlockingConnectionPool.from_url(url, **(defaults | options))
+    client = ArqRedis(
+        pool,
+        job_serializer=serialize,
+        job_deserializer=deserialize,
+        default_queue_name=settings.queue_name,
+    )
+    client.expires_extra_ms = STORED_MS
+    return client
+
+
+class Script:
+    """One of the scripts, run on one client.
+
+    Args:
+        redis: The client.
+        name: The file's name without its ending.
+    """
+
+    def __init__(self, redis: ArqRedis, name: str) -> None:
+        text = (SCRIPTS / f"{name}.lua").read_text("utf-8")
+        self._script: Any = redis.register_script(text)
+
+    async def __call__(self, *arguments: str | bytes | float) -> Any:
+        """Run it in one round trip."""
+        return await self._script(args=arguments)
+
+
+def has_done_nothing(error: BaseException) -> bool:
+    """Return whether the server cannot have run what failed with this error."""
+    if isinstance(error, ResponseError):
+        return True
+    return isinstance(error.__context__, ConnectionRefusedError | FileNotFoundError)
+
+
+def passes(error: BaseException) -> bool:
+    """Return whether what failed with this error may succeed later."""
+    if isinstance(error, ResponseError):
+        return code(error) in NOT_NOW
+    return isinstance(error, RedisError | OSError)
+
+
+def code(error: BaseException) -> str:
+    """Return the first word of a server's answer, or the type of another error: never a value."""
+    if isinstance(error, ResponseError):
+        # redis-py strips some codes and keeps them as the name of the exception.
+        first = str(error).partition(" ")[0]
+        name = type(error).__name__
+        known = {"ReadOnlyError": "READONLY", "OutOfMemoryError": "OOM"}
+        return known.get(name, first if first.isupper() else name)
+    name = type(error).__name__
+    return "LOADING" if name == "BusyLoadingError" else name
+
+
+@asynccontextmanager
+async def translate_redis_errors(seconds: float | None) -> AsyncGenerator[None]:
+    """Raise `QueueUnavailableError` where Redis fails, or does not answer in time."""
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except (RedisError, OSError) as error:
+        raise QueueUnavailableError(f"Redis is not available: {code(error)}") from error

@@ -3,38 +3,32 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterable
+from collections.abc import Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
 from arq import Retry as ArqRetry
 from pydantic import ValidationError
-from pydantic_core import to_json
 from redis.exceptions import RedisError
 
-from .attempt import (
-    Again,
-    Attempt,
-    Failure,
-    Interrupted,
-    Interruption,
-    Limits,
-    Outcome,
-    Success,
-    failure,
-)
+from .attempt import Attempt, Interruption, Limits, Outcome, failure
 from .client import TaskQueue
-from .connection import Script, connect
-from .documents import ABORTED, StoredError, StoredJob, result_document, to_datetime
-from .errors import InvalidJobError, QueueUnavailableError, Retry
+from .connection import Outage, Script, connect
+from .documents import StoredJob, to_datetime
+from .errors import (
+    InvalidJobError,
+    JobExpiredError,
+    QueueUnavailableError,
+    Retry,
+    WorkerLostError,
+)
 from .keys import ABORTS
 from .leases import Lease, Leases
 from .models import JobContext
-from .outage import Outage
-from .outcomes import Ended, Outcomes
+from .outcomes import Held, Report, Reporter, report_of
 from .task import Task
 
 logger = logging.getLogger(__name__)
@@ -49,40 +43,9 @@ STUBBORN = 5  # seconds that cancelled jobs get to end
 UNREADABLE = StoredJob(f="?", k={}, et=0)
 
 
-@dataclass(frozen=True, slots=True)
-class Claimed:
-    """A job that this worker holds, as the claiming script returns it.
-
-    Attributes:
-        queue: The key of its queue.
-        job_id: Its id, as Redis has it.
-        due_ms: When it was due, in milliseconds since 1970.
-        attempt: The number of this attempt.
-        token: What proves that this worker holds it.
-        payload: The stored job.
-        problem: "aborted", or why it cannot be run.
-    """
-
-    queue: str
-    job_id: bytes
-    due_ms: float
-    attempt: int
-    token: bytes
-    payload: bytes | None
-    problem: str
-
-    @classmethod
-    def parse(cls, reply: list[Any]) -> "Claimed":
-        """Read one job of a claim's reply."""
-        queue, job_id, due_ms, attempt, token, payload, problem = reply
-        return cls(
-            queue.decode(), job_id, float(due_ms), attempt, token, payload, problem.decode()
-        )
-
-
 @dataclass(slots=True)
 class _Running:
-    claimed: Claimed
+    held: Held
     lease: Lease
     suspect: bool
     attempt: "_Attempt | None" = None
@@ -132,7 +95,7 @@ class Worker:
         self._redis: Any = connect(settings, socket_timeout=SOCKET_TIMEOUT)
         self._claim_script = Script(self._redis, "claim")
         self._outage = Outage()
-        self._outcomes = Outcomes(self._redis, settings, self._outage)
+        self._reporter = Reporter(self._redis, settings, self._outage)
         self._threads = ThreadPoolExecutor(sum(settings.queues.values()), "task")
         self._running: dict[bytes, _Running] = {}
         self._jobs: set[asyncio.Task[None]] = set()
@@ -217,7 +180,7 @@ class Worker:
     def _free_slots(self) -> dict[str, int]:
         slots = dict(self._slots)
         for each in self._running.values():
-            slots[each.claimed.queue] -= 1
+            slots[each.held.queue] -= 1
         return {key: max(0, free) for key, free in slots.items()}
 
     async def _claim(self, *, suspects: bool, slots: dict[str, int] | None = None) -> int:
@@ -256,7 +219,7 @@ class Worker:
         for error in errors:
             logger.error("a job cannot be claimed: %s", error.decode(errors="replace")[:200])
         for each in claimed:
-            self._start(Claimed.parse(each), suspect=suspects)
+            self._start(each, now_ms, suspect=suspects)
         return len(claimed)
 
     async def _release_unknown(self) -> None:
@@ -265,28 +228,26 @@ class Worker:
         for job_id, token in held.items():
             if token.startswith(self._id.encode() + b":") and job_id not in self._running:
                 for queue in self._slots:
-                    await self._outcomes.send(Ended(queue, job_id, token, "release"))
+                    held = Held(queue, job_id, token, 0, 0)
+                    await self._reporter.send([Report(held, "release")])
 
-    def _start(self, claimed: Claimed, *, suspect: bool) -> None:
-        if claimed.job_id in self._running:
+    def _start(self, claimed: list[Any], now_ms: int, *, suspect: bool) -> None:
+        queue, raw_id, due_ms, attempt, token, payload, problem = claimed
+        held = Held(queue.decode(), raw_id, token, attempt, now_ms)
+        if raw_id in self._running:
             # An attempt that has lost its lease ignores its cancellation. Two at once are worse
             # than a delay.
-            again = Ended(
-                claimed.queue,
-                claimed.job_id,
-                claimed.token,
-                "release",
-                milliseconds=int(self._settings.job_lease * 1000),
-            )
-            self._keep(asyncio.create_task(self._outcomes.report(again)))
+            delay = int(self._settings.job_lease * 1000)
+            self._keep(self._reporter.put(Report(held, "release", milliseconds=delay)))
             return
-        lease = Lease(claimed.queue, claimed.job_id, claimed.token)
-        running = _Running(claimed, lease, suspect)
-        self._running[claimed.job_id] = running
-        self._leases.hold(lease)
-        self._keep(asyncio.create_task(self._run_job(running)))
+        running = _Running(held, Lease(held.queue, raw_id, token), suspect)
+        self._running[raw_id] = running
+        self._leases.hold(running.lease)
+        late = (now_ms - float(due_ms)) / 1000 - self._settings.job_expires
+        self._keep(self._run_job(running, payload, problem.decode(), late if attempt == 1 else 0))
 
-    def _keep(self, job: "asyncio.Task[None]") -> None:
+    def _keep(self, work: Coroutine[Any, Any, None]) -> None:
+        job = asyncio.create_task(work)
         self._jobs.add(job)
         job.add_done_callback(self._forget)
 
@@ -294,113 +255,44 @@ class Worker:
         self._jobs.discard(job)
         self._news.set()
 
-    async def _run_job(self, running: _Running) -> None:
-        claimed = running.claimed
-        job_id = claimed.job_id.decode(errors="replace")
-        started = self._now_ms()
-        stored = UNREADABLE
+    async def _run_job(
+        self, running: _Running, payload: bytes | None, problem: str, late: float
+    ) -> None:
+        held, stored = running.held, UNREADABLE
+        if problem == "aborted":
+            running.interrupt(Interruption.ABORT)
         try:
-            stored = self._read(claimed)
-            outcome = await self._attempt(running, stored, job_id)
-        except InvalidJobError as error:
+            stored = _read(payload, problem)
+            outcome = await self._attempt(running, stored, late)
+        except WorkerLostError as error:
+            held = replace(held, attempt=held.attempt - 1)  # this one does not begin
             outcome = failure(error)
-        if claimed.problem == "aborted" and outcome == Interrupted(Interruption.ABORT):
-            started = 0
-        ended = self._ended(claimed, stored, job_id, outcome, started)
+        except (InvalidJobError, JobExpiredError) as error:
+            outcome = failure(error)
+        report = report_of(held, stored, outcome, self._settings, self._now_ms())
         try:
-            if ended is not None:
-                await self._outcomes.report(ended)
+            if report is not None:
+                await self._reporter.put(report)
         finally:
             self._leases.release(running.lease)
-            if self._running.get(claimed.job_id) is running:
-                del self._running[claimed.job_id]
-            self._news.set()
+            del self._running[held.raw_id]
 
-    def _read(self, claimed: Claimed) -> StoredJob:
-        if claimed.problem and claimed.problem != "aborted":
-            raise InvalidJobError(claimed.problem)
-        if claimed.payload is None:
-            raise InvalidJobError("nothing is stored of this job")
-        try:
-            return StoredJob.model_validate_json(claimed.payload)
-        except ValidationError as error:
-            fields = {str(each["loc"][0]) for each in error.errors() if each["loc"]}
-            what = f": {', '.join(sorted(fields))}" if fields else ""
-            raise InvalidJobError(f"the stored job cannot be read{what}") from None
-
-    async def _attempt(self, running: _Running, stored: StoredJob, job_id: str) -> Outcome:
-        claimed = running.claimed
+    async def _attempt(self, running: _Running, stored: StoredJob, late: float) -> Outcome:
         task = self._tasks.get(stored.f)
         if task is None:
             raise InvalidJobError("there is no task of this name")
-        context = JobContext(
-            resources=self._resources,
-            job_id=job_id,
-            attempt=claimed.attempt,
-            enqueued_at=to_datetime(stored.et) or datetime.fromtimestamp(0, UTC),
-        )
+        held = running.held
+        most = max(task.retry.max_attempts, self._settings.max_attempts)
+        if held.attempt > most:
+            raise WorkerLostError(f"its worker was lost at the last of {most} attempts")
+        if late > 0:
+            raise JobExpiredError(f"it was due too long ago, by {late:.0f} s")
+        enqueued_at = to_datetime(stored.et) or datetime.fromtimestamp(0, UTC)
+        context = JobContext(self._resources, held.job_id, held.attempt, enqueued_at)
         running.attempt = attempt = _Attempt(task, context, self._limits, self._threads)
-        if claimed.problem == "aborted":
-            attempt.interrupt(Interruption.ABORT)
-        elif running.interrupted is not None:
+        if running.interrupted is not None:
             attempt.interrupt(running.interrupted)
-        expires = claimed.due_ms / 1000 + self._settings.job_expires
-        late = self._now_ms() / 1000 - expires if claimed.attempt == 1 else 0
-        return await attempt.run(stored.a, stored.k, late=late)
-
-    def _ended(
-        self, claimed: Claimed, stored: StoredJob, job_id: str, outcome: Outcome, started: int
-    ) -> Ended | None:
-        """Return what Redis is told of an attempt; None if another worker holds the job."""
-        kind, succeeded, milliseconds = "end", False, self._settings.keep_result * 1000
-        result = b"null"
-        attempts = claimed.attempt
-        now = self._now_ms()
-        status = "failed"
-        match outcome:
-            case Success(document):
-                succeeded, result, status = True, document, "complete"
-            case Failure(type_, message, traceback):
-                if type_ == "WorkerLostError":
-                    attempts -= 1
-                kind = "dead"
-                result = to_json(StoredError(type=type_, message=message, traceback=traceback))
-                logger.error(
-                    "job %s (%s) failed: %s: %s\n%s", job_id, stored.f, type_, message, traceback
-                )
-            case Again(delay, reason):
-                logger.warning(
-                    "job %s (%s) runs again in %.1f s: %s", job_id, stored.f, delay, reason
-                )
-                return Ended(
-                    claimed.queue, claimed.job_id, claimed.token, "retry", milliseconds=int(delay * 1000)
-                )
-            case Interrupted(Interruption.ABORT):
-                status = "aborted"
-                result = to_json(StoredError(type=ABORTED, message=""))
-            case Interrupted(Interruption.SHUTDOWN):
-                logger.info("job %s (%s) goes back to the queue", job_id, stored.f)
-                return Ended(claimed.queue, claimed.job_id, claimed.token, "release")
-            case Interrupted(Interruption.LEASE_LOST):
-                logger.warning("job %s (%s) lost its lease and was cancelled", job_id, stored.f)
-                return None
-        if kind != "dead":
-            logger.info("job %s (%s) %s in %.3f s", job_id, stored.f, status, (now - started) / 1000)
-        document = result_document(
-            stored,
-            job_id=job_id,
-            succeeded=succeeded,
-            result=result,
-            attempts=attempts,
-            started_ms=started,
-            finished_ms=now,
-        )
-        ended = Ended(
-            claimed.queue, claimed.job_id, claimed.token, kind, document, milliseconds
-        )
-        if stored.c is not None:
-            ended.follow_chain(stored.c, status, result, self._keys, now)
-        return ended
+        return await attempt.run(stored.a, stored.k)
 
     def _now_ms(self) -> int:
         return int((asyncio.get_running_loop().time() + self._clock_ahead) * 1000)
@@ -490,7 +382,7 @@ class Worker:
         if self._jobs:
             await asyncio.wait(self._jobs, timeout=1)
         for running in self._running.values():
-            job_id = running.claimed.job_id.decode(errors="replace")
+            job_id = running.held.job_id
             logger.error("job %s ignores its cancellation, and is left behind", job_id)
         return not self._running
 
@@ -503,3 +395,16 @@ class Worker:
         wanted = {task.queue for task in self._tasks.values()}
         for name in sorted(wanted - set(self._settings.queues)):
             logger.warning("this worker does not run queue %s: it is not in QUEUES", name)
+
+
+def _read(payload: bytes | None, problem: str) -> StoredJob:
+    if problem and problem != "aborted":
+        raise InvalidJobError(problem)
+    if payload is None:
+        raise InvalidJobError("nothing is stored of this job")
+    try:
+        return StoredJob.model_validate_json(payload)
+    except ValidationError as error:
+        fields = {str(each["loc"][0]) for each in error.errors() if each["loc"]}
+        what = f": {', '.join(sorted(fields))}" if fields else ""
+        raise InvalidJobError(f"the stored job cannot be read{what}") from None

@@ -147,7 +147,8 @@ def report_of(
         case Success(document):
             status, result = "complete", document
     seconds = (now_ms - held.started_ms) / 1000 if held.started_ms else 0
-    logger.info("%s %s in %.3f s", name, status, seconds)
+    if status != "failed":
+        logger.info("%s %s in %.3f s", name, status, seconds)
     result = to_json(error) if error else result
     return Report(
         held,

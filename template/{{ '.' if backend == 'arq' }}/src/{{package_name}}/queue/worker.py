@@ -45,13 +45,13 @@ class Running:
     Attributes:
         held: What Redis has of it.
         lease: Its lease, renewed until it is released.
-        suspect: Whether it has lost a worker before.
+        suspect_until: Until when it counts as a suspect, by the event loop's clock.
         gives_up_at: When it counts as failed though it goes on, by the event loop's clock.
     """
 
     held: Held
     lease: Lease
-    suspect: bool
+    suspect_until: float
     stored: StoredJob = field(default_factory=_unreadable)
     attempt: "_Attempt | None" = None
     interrupted: Interruption | None = None
@@ -111,6 +111,7 @@ class Worker:
         self._listener: asyncio.Task[None] | None = None
         self._stopping = self._hurried = self._burst = False
         self._suspects_next = False
+        self._quiet_until = 0.0  # when suspects are claimed though others still run
         self._claim_uncertain = False
         self._clock_ahead = 0.0  # of the server's clock against the event loop's, in seconds
         self._next_due = 0.0
@@ -166,12 +167,19 @@ class Worker:
 
     async def _claim_and_start(self) -> float:
         """Claim what fits; return for how many seconds there is nothing more to claim."""
-        if self._suspects_next or any(each.suspect for each in self._running.values()):
+        now = asyncio.get_running_loop().time()
+        quiet_until = max((each.suspect_until for each in self._running.values()), default=0)
+        if self._suspects_next:
+            quiet_until = max(quiet_until, self._quiet_until)
+        if self._running and now < quiet_until:
             # Suspects run apart from others, so that a crash takes nobody along.
-            if self._running:
-                await self._news.wait()
-            else:
-                self._suspects_next = await self._claim(suspects=True) > 0
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(quiet_until):
+                    await self._news.wait()
+            return 0
+        if self._suspects_next:
+            self._suspects_next = await self._claim(suspects=True) > 0
+            self._quiet_until = now + self._settings.job_lease
             return 0
         free = sum(self._free.values())
         if 0 < free < self._slots / 4 and self._running:
@@ -213,12 +221,13 @@ class Worker:
         loop_now = asyncio.get_running_loop().time()
         self._clock_ahead = now_ms / 1000 - loop_now
         self._next_due = next_due_ms / 1000 - self._clock_ahead if next_due_ms else float("inf")
-        if not suspects:
-            self._suspects_next = bool(suspects_next)
+        if suspects_next and not self._suspects_next:
+            self._suspects_next = True
+            self._quiet_until = loop_now + self._settings.job_lease
         for error in errors:
             logger.error("a job cannot be claimed: %s", error.decode(errors="replace")[:200])
         for each in claimed:
-            self._start(each, now_ms, suspect=suspects)
+            self._start(each, now_ms, suspects=suspects)
         return len(claimed)
 
     async def _release_unknown(self) -> None:
@@ -230,7 +239,7 @@ class Worker:
                         held = Held(queue, job_id, token, attempt=0, started_ms=0)
                         await self._reporter.send([Report(held, "release")])
 
-    def _start(self, claimed: list[Any], now_ms: int, *, suspect: bool) -> None:
+    def _start(self, claimed: list[Any], now_ms: int, *, suspects: bool) -> None:
         queue, raw_id, due_ms, attempt, token, payload, problem = claimed
         started_ms = 0 if problem == b"aborted" else now_ms
         held = Held(queue.decode(), raw_id, token, attempt, started_ms)
@@ -240,7 +249,9 @@ class Worker:
             delay = int(self._settings.job_lease * 1000)
             self._keep(self._reporter.put(Report(held, "release", milliseconds=delay)))
             return
-        running = Running(held, Lease(held.queue, raw_id, token), suspect)
+        loop_now = asyncio.get_running_loop().time()
+        suspect_until = loop_now + self._settings.job_lease if suspects else 0
+        running = Running(held, Lease(held.queue, raw_id, token), suspect_until)
         self._running[raw_id] = running
         self._free[held.queue] -= 1
         self._leases.hold(running.lease)

@@ -19,14 +19,7 @@ def test_kill_9_of_random_workers(skeleton: Path, tmp_path: Path) -> None:
     with (
         ValkeyServer(port=free_port()) as server,
         # A job in the hands of every worker that is killed is no job that kills workers.
-        Service(
-            skeleton,
-            tmp_path,
-            server.connection_url,
-            JOB_LEASE=2,
-            QUEUES='{"default": 20}',
-            MAX_ATTEMPTS=20,
-        ) as service,
+        Service(skeleton, tmp_path, server.connection_url, **settings) as service,
     ):
         api, journal, redis = service.start_api(), service.journal, server.client()
         enqueue(api, "work", *[{"key": str(number), "seconds": 0.1} for number in range(jobs)])

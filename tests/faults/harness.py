@@ -130,6 +130,30 @@ async def stall(ctx: Context, key: str, seconds: float, times: int) -> None:
     note("end", key)
 
 
+@task
+async def stall_once(ctx: Context, key: str, seconds: float) -> None:
+    note("begin", key)
+    try:
+        Path(os.environ["JOURNAL"] + f".{key}").touch(exist_ok=False)
+    except FileExistsError:
+        await asyncio.sleep(seconds)
+    else:
+        time.sleep(seconds)
+    note("end", key)
+
+
+@task
+async def await_cure(ctx: Context, key: str) -> None:
+    note("begin", key)
+    try:
+        while not cured():
+            await asyncio.sleep(0.05)
+    except asyncio.CancelledError:
+        note("cancel", key)
+        raise
+    note("end", key)
+
+
 @task(retry=RetryPolicy(max_attempts=3, backoff=0.05))
 async def fail(ctx: Context, key: str) -> None:
     note("begin", key)
@@ -154,8 +178,8 @@ async def crash(ctx: Context, key: str) -> None:
     note("end", key)
 '''
 NAMES = (
-    "count, crash, enqueue_another, fail, give_up, hang, limited, stall, tick, use_redis, work, "
-    "work_elsewhere, work_in_thread"
+    "await_cure, count, crash, enqueue_another, fail, give_up, hang, limited, stall, stall_once, "
+    "tick, use_redis, work, work_elsewhere, work_in_thread"
 )
 LISTED = f"""
 from .faults import {NAMES}
@@ -313,6 +337,17 @@ class Journal:
             if each.what == "begin":
                 runs[each.key].append([])
             runs[each.key][-1].append(each)
+        return runs
+
+    def runs_by_process(self) -> dict[str, list[list[Note]]]:
+        """Give the runs of each key, where several may be alive at the same time."""
+        runs: defaultdict[str, list[list[Note]]] = defaultdict(list)
+        current: dict[tuple[str, int], list[Note]] = {}
+        for each in self.notes():
+            if each.what == "begin":
+                current[each.key, each.pid] = []
+                runs[each.key].append(current[each.key, each.pid])
+            current[each.key, each.pid].append(each)
         return runs
 
     def assert_never_twice_at_once(self, *, killed: Mapping[int, float] | None = None) -> None:
@@ -530,8 +565,9 @@ class Proxy:
         self.accepted = 0
         self.closes_at_once = False
         self._armed: tuple[str, int] | None = None
-        self._passing = asyncio.Event()
-        self._passing.set()
+        self._passing = {"request": asyncio.Event(), "reply": asyncio.Event()}
+        for each in self._passing.values():
+            each.set()
         self._writers: set[asyncio.StreamWriter] = set()
         self._ended = threading.Event()
         self._loop = asyncio.new_event_loop()
@@ -563,13 +599,16 @@ class Proxy:
         return self.cut.is_set()
 
     @contextmanager
-    def silent(self) -> Generator[None]:
-        """Accept connections, close none, and hold back all that is sent, until the block ends."""
-        self._loop.call_soon_threadsafe(self._passing.clear)
+    def silent(self, *directions: str) -> Generator[None]:
+        """Accept connections, close none, and hold back what is sent, until the block ends."""
+        held = [self._passing[each] for each in directions or self._passing]
+        for each in held:
+            self._loop.call_soon_threadsafe(each.clear)
         try:
             yield
         finally:
-            self._loop.call_soon_threadsafe(self._passing.set)
+            for each in held:
+                self._loop.call_soon_threadsafe(each.set)
 
     def cut_all(self) -> None:
         """Cut all connections."""
@@ -585,7 +624,8 @@ class Proxy:
         async with server:
             await asyncio.to_thread(self._ended.wait)
             server.close()
-            self._passing.set()
+            for each in self._passing.values():
+                each.set()
             self._cut_all()
             await asyncio.sleep(0.1)
 
@@ -611,7 +651,7 @@ class Proxy:
     ) -> None:
         try:
             while data := await reader.read(1 << 16):
-                await self._passing.wait()
+                await self._passing[direction].wait()
                 if self._armed and self._armed[0] == direction:
                     self._armed = direction, self._armed[1] - 1
                     if self._armed[1] == 0:

@@ -4,9 +4,11 @@ import asyncio
 import copy
 import hmac
 import secrets
+import time
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from itertools import islice
 from typing import Any, ParamSpec, Self
 from uuid import uuid4
@@ -304,33 +306,34 @@ class TaskQueue:
             pipe.zscore(self.keys.service, job_id)
             pipe.time()
             values = await pipe.execute(raise_on_error=False)
-        *values, now = [None if isinstance(each, Exception) else each for each in values]
-        result, job, token, attempts, holder, score = values
-        record = _Record(result, token, _number(attempts), (holder or b"").startswith(b"lost:"))
-        record.queue = self.keys.service
-        if now is not None:
-            record.now_ms = now[0] * 1000 + now[1] // 1000
+        *values, now = values
+        result, job, token, attempts, holder, score = (
+            None if isinstance(each, Exception) else each for each in values
+        )
+        now_ms = now[0] * 1000 + now[1] // 1000
+        lost = (holder or b"").startswith(b"lost:")
+        queue, attempts = self.keys.service, _number(attempts)
+        record = _Record(queue, result, token, attempts, score, now_ms, lost)
         with suppress(ValidationError):
             record.stored = StoredJob.model_validate_json(job or b"")
         if score is None and record.stored and record.stored.q:
             record.queue = self.keys.queue(record.stored.q)
-            score = await self._redis.zscore(record.queue, job_id)
-        record.due_ms = score
+            record.due_ms = await self._redis.zscore(record.queue, job_id)
         return record
 
 
+@dataclass(slots=True)
 class _Record:
     """What is stored of a job."""
 
-    def __init__(self, result: bytes | None, token: bytes | None, attempts: int, lost: bool) -> None:  # noqa: FBT001
-        self.result = result
-        self.token = token
-        self.attempts = attempts
-        self.lost = lost
-        self.queue = ""
-        self.now_ms = 0
-        self.due_ms: float | None = None
-        self.stored: StoredJob | None = None
+    queue: str
+    result: bytes | None
+    token: bytes | None
+    attempts: int
+    due_ms: float | None
+    now_ms: int
+    lost: bool
+    stored: StoredJob | None = None
 
 
 @asynccontextmanager
@@ -353,7 +356,7 @@ async def open_queue(
 
 
 def _now_ms() -> int:
-    return int(datetime.now(UTC).timestamp() * 1000)
+    return int(time.time() * 1000)
 
 
 def _same_arguments(document: bytes, arguments: bytes) -> bool:

@@ -12,13 +12,7 @@ from typing import Any
 
 from pydantic_core import PydanticSerializationError, to_json
 
-from .errors import (
-    InvalidResultError,
-    JobExpiredError,
-    JobTimeoutError,
-    Retry,
-    WorkerLostError,
-)
+from .errors import InvalidResultError, JobTimeoutError, Retry
 from .models import JobContext
 from .task import Task
 
@@ -107,22 +101,18 @@ class Attempt:
             if self._handle is not None:
                 self._handle.cancel()
 
-    async def run(
-        self, positional: tuple[Any, ...], named: dict[str, Any], *, late: float = 0
-    ) -> Outcome:
+    async def run(self, positional: tuple[Any, ...], named: dict[str, Any]) -> Outcome:
         """Run the task's function once, and decide what becomes of the job.
 
         Args:
             positional: Arguments by position, as JSON values.
             named: Arguments by name, as JSON values.
-            late: By how many seconds the job has expired.
 
         Returns:
             The outcome. Whatever the function raises is part of it.
         """
         self._handle = asyncio.current_task()
         try:
-            self._check_limits(late)
             if self._cause is not None:
                 raise asyncio.CancelledError  # noqa: TRY301 - interrupted before it began
             arguments = self._task.arguments.decode(positional, named)
@@ -130,13 +120,6 @@ class Attempt:
             return Success(self._encode(result))
         except BaseException as error:  # noqa: BLE001 - SystemExit and the like end only their job
             return self.decide(error)
-
-    def _check_limits(self, late: float) -> None:
-        lost = self._context.attempt - 1
-        if lost >= max(self._task.retry.max_attempts, self._limits.max_attempts):
-            raise WorkerLostError(f"its worker was lost at the last of {lost} attempts")
-        if late > 0:
-            raise JobExpiredError(f"it was due too long ago, by {late:.0f} s")
 
     async def _call(self, arguments: dict[str, Any]) -> Any:
         seconds = self._task.timeout or self._limits.timeout

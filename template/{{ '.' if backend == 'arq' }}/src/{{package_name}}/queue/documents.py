@@ -120,7 +120,8 @@ def result_document(  # noqa: PLR0913 - the parts of a result
     finished_ms: int,
 ) -> bytes:
     """Write a result that is JSON already."""
-    return b'{"t":%d,"f":%b,"a":%b,"k":%b,"et":%d,"s":%b,"r":%b,"st":%d,"ft":%d,"q":%b,"id":%b}' % (
+    chain = b',"c":%b' % to_json(job.c) if job.c else b""
+    return b'{"t":%d,"f":%b,"a":%b,"k":%b,"et":%d,"s":%b,"r":%b,"st":%d,"ft":%d,"q":%b,"id":%b%b}' % (
         attempts,
         to_json(job.f),
         to_json(job.a),
@@ -132,6 +133,7 @@ def result_document(  # noqa: PLR0913 - the parts of a result
         finished_ms,
         to_json(job.q),
         to_json(job_id),
+        chain,
     )
 
 

@@ -20,6 +20,7 @@ from .settings import QueueSettings
 
 RENEWALS = 3  # in the time of one lease
 RETRY_PAUSE = 0.2  # seconds
+LOOP_PAUSE = 0.05  # seconds
 SAFETY = 0.9  # of a lease after which it counts as lost, if it could not be renewed
 
 
@@ -83,6 +84,7 @@ class Leases(threading.Thread):
         while not self._stopped.wait(pause):
             self._loop.call_soon_threadsafe(self._see_loop)
             if time.monotonic() - self._loop_seen_at > self._seconds:
+                pause = LOOP_PAUSE  # it stands still: look again soon, to learn what was lost
                 continue
             try:
                 self._renew()

@@ -96,7 +96,9 @@ class TaskQueue:
     ) -> list[Receipt]:
         """Run a task once for each set of arguments; all are enqueued, or none."""
         keys = (None if self._key is None else f"{n}:{self._key}" for n in itertools.count())
-        return self.submit(*(self._record(task, (), call, key) for call, key in zip(calls, keys, strict=False)))
+        return self.submit(
+            *(self._record(task, (), call, key) for call, key in zip(calls, keys, strict=False))
+        )
 
     async def job(self, job_id: str, /) -> Job | None:
         """Return the state of a job, or None if it is unknown or was forgotten."""

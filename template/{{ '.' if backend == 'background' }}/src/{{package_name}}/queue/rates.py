@@ -6,7 +6,6 @@ from typing import Any
 
 from .task import Task
 
-
 MARGIN = 0.05  # seconds between the look at the clock and the start of the task
 
 

@@ -21,9 +21,10 @@ from .attempt import (
     Limits,
     Outcome,
     Success,
+    failure,
 )
 from .client import ABORTED, TaskQueue
-from .errors import QueueUnavailableError
+from .errors import JobExpiredError, QueueUnavailableError
 from .models import JobContext, JobStatus
 from .rates import RateLimits
 from .settings import QueueSettings
@@ -78,20 +79,21 @@ class Runner:
         self._rates = RateLimits()
         self._slots_used: Counter[str] = Counter()
         self._running: dict[asyncio.Task[None], Record] = {}
+        self._given_up: set[asyncio.Task[None]] = set()
         self._threads = ThreadPoolExecutor(sum(settings.queues.values()), "task")
 
     async def dispatch(self, *, until_idle: bool = False) -> None:
         """Start jobs whenever they are ready and have a slot.
 
         Args:
-            until_idle: Return when no job is ready or running, but those that were given up.
+            until_idle: Return when no job is ready or running.
         """
         while True:
             self._waiting.news.clear()
             for name, slots in self._settings.queues.items():
                 while self._slots_used[name] < slots and (record := self._waiting.take(name)):
                     self._start(record)
-            if until_idle and all(record.finished_at for record in self._running.values()):
+            if until_idle and not self._running:
                 return
             await self._waiting.news.wait()
 
@@ -138,7 +140,7 @@ class Runner:
         try:
             self._queue.submit(Record(job_id, task, b"{}", time.time()))
         except QueueUnavailableError as error:
-            logger.error("periodic task %s is left out: %s", task.name, error)
+            logger.warning("periodic task %s is left out: %s", task.name, error)
 
     def _start(self, record: Record) -> None:
         self._slots_used[record.task.queue] += 1
@@ -147,8 +149,9 @@ class Runner:
         running.add_done_callback(self._free_slot)
 
     def _free_slot(self, running: "asyncio.Task[None]") -> None:
-        self._slots_used[self._running.pop(running).task.queue] -= 1
-        self._waiting.news.set()
+        if record := self._running.pop(running, None):
+            self._slots_used[record.task.queue] -= 1
+            self._waiting.news.set()
 
     async def _run(self, record: Record) -> None:
         if record.finished_at is not None:
@@ -166,7 +169,9 @@ class Runner:
         record.status = JobStatus.IN_PROGRESS
         record.attempts += 1
         record.started_at = datetime.now(UTC)
-        late = time.time() - record.due - settings.job_expires if record.attempts == 1 else 0
+        late = time.time() - record.due - settings.job_expires
+        if record.attempts == 1 and late > 0:
+            return failure(JobExpiredError(f"it was due too long ago, by {late:.0f} s"))
         context = JobContext(self._resources, record.job_id, record.attempts, record.enqueued_at)
         limits = Limits(settings.job_timeout, settings.max_attempts, settings.max_result)
         record.attempt = Attempt(record.task, context, limits, self._threads)
@@ -174,16 +179,20 @@ class Runner:
         loop = asyncio.get_running_loop()
         timer = loop.call_later(seconds + STUBBORN, self._give_up, record, seconds)
         try:
-            return await record.attempt.run((), from_json(record.arguments), late=late)
+            return await record.attempt.run((), from_json(record.arguments))
         finally:
             record.attempt = None
             timer.cancel()
 
     def _give_up(self, record: Record, seconds: float) -> None:
-        """Fail a job that ignores its cancellation. Its slot stays in use until it ends."""
+        """Fail a job that ignores its cancellation at its timeout; it keeps no slot."""
         error = f"JobTimeoutError: it took longer than {seconds:g} s, and ignores its cancellation"
         logger.error("job %s (%s) failed: %s", record.job_id, record.task.name, error)
         self._table.finish(record, JobStatus.FAILED, error=error)
+        running = next(task for task, each in self._running.items() if each is record)
+        self._given_up.add(running)
+        running.add_done_callback(self._given_up.discard)
+        self._free_slot(running)
 
     def _settle(self, record: Record, outcome: Outcome) -> None:
         """Store what becomes of a job."""
@@ -197,7 +206,9 @@ class Runner:
                 self._table.finish(record, JobStatus.FAILED, error=error)
                 return
             case Again(delay, reason):
-                logger.warning("job %s (%s) runs again in %.1f s: %s", record.job_id, name, delay, reason)
+                logger.warning(
+                    "job %s (%s) runs again in %.1f s: %s", record.job_id, name, delay, reason
+                )
                 record.status = JobStatus.QUEUED
                 record.due = time.time() + delay
                 self._waiting.put(record)
@@ -208,9 +219,7 @@ class Runner:
         logger.info("job %s (%s) %s in %.3f s", record.job_id, name, record.status, seconds)
 
 
-def _by_name(
-    tasks: Iterable[Task[..., Any]], settings: QueueSettings
-) -> dict[str, Task[..., Any]]:
+def _by_name(tasks: Iterable[Task[..., Any]], settings: QueueSettings) -> dict[str, Task[..., Any]]:
     named: dict[str, Task[..., Any]] = {}
     for task in tasks:
         if task.name in named:

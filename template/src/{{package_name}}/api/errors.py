@@ -1,5 +1,6 @@
 """Errors as RFC 9457 problem details."""
 
+import logging
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
@@ -9,6 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..queue import (
     IdempotencyConflictError,
@@ -22,6 +24,7 @@ RETRY_AFTER = {"Retry-After": "2"}  # seconds
 NO_JSON = 'Send the body as JSON, with the header "Content-Type: application/json".'
 # Where types are checked, only a client's data can be an invalid argument: JSON nested too deep.
 REFUSALS = {InvalidArgumentError: 400, PayloadTooLargeError: 413, IdempotencyConflictError: 422}
+logger = logging.getLogger(__name__)
 
 
 class Problem(BaseModel):
@@ -50,6 +53,7 @@ def add_error_handlers(app: FastAPI) -> None:
     for error in REFUSALS:
         app.exception_handler(error)(_refused_by_queue)
     app.exception_handler(Exception)(_unexpected_error)
+    app.add_middleware(_LogLateErrors)
 
 
 def problem(
@@ -87,3 +91,29 @@ async def _refused_by_queue(_request: Request, error: Exception) -> JSONResponse
 
 async def _unexpected_error(_request: Request, _error: Exception) -> JSONResponse:
     return problem(500, "Internal server error; see the log.")
+
+
+class _LogLateErrors:
+    """Log exceptions that are raised after the response, as by a background task.
+
+    The server would close the client's connection, and the next request on it would get no answer.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        complete = False
+
+        async def watch(message: Message) -> None:
+            nonlocal complete
+            await send(message)
+            if message["type"] == "http.response.body":
+                complete = not message.get("more_body", False)
+
+        try:
+            await self._app(scope, receive, watch)
+        except Exception:
+            if not complete:
+                raise
+            logger.exception("after the response to %s %s", scope["method"], scope["path"])

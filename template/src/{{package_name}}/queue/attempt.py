@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Callable
 from concurrent.futures import Executor
 from contextvars import copy_context
 from dataclasses import dataclass
@@ -12,13 +13,7 @@ from typing import Any
 
 from pydantic_core import PydanticSerializationError, to_json
 
-from .errors import (
-    InvalidResultError,
-    JobExpiredError,
-    JobTimeoutError,
-    Retry,
-    WorkerLostError,
-)
+from .errors import InvalidResultError, JobTimeoutError, Retry
 from .models import JobContext
 from .task import Task
 
@@ -107,22 +102,18 @@ class Attempt:
             if self._handle is not None:
                 self._handle.cancel()
 
-    async def run(
-        self, positional: tuple[Any, ...], named: dict[str, Any], *, late: float = 0
-    ) -> Outcome:
+    async def run(self, positional: tuple[Any, ...], named: dict[str, Any]) -> Outcome:
         """Run the task's function once, and decide what becomes of the job.
 
         Args:
             positional: Arguments by position, as JSON values.
             named: Arguments by name, as JSON values.
-            late: By how many seconds the job has expired.
 
         Returns:
             The outcome. Whatever the function raises is part of it.
         """
         self._handle = asyncio.current_task()
         try:
-            self._check_limits(late)
             if self._cause is not None:
                 raise asyncio.CancelledError  # noqa: TRY301 - interrupted before it began
             arguments = self._task.arguments.decode(positional, named)
@@ -131,27 +122,26 @@ class Attempt:
         except BaseException as error:  # noqa: BLE001 - SystemExit and the like end only their job
             return self.decide(error)
 
-    def _check_limits(self, late: float) -> None:
-        lost = self._context.attempt - 1
-        if lost >= max(self._task.retry.max_attempts, self._limits.max_attempts):
-            raise WorkerLostError(f"its worker was lost at the last of {lost} attempts")
-        if late > 0:
-            raise JobExpiredError(f"it was due too long ago, by {late:.0f} s")
-
     async def _call(self, arguments: dict[str, Any]) -> Any:
         seconds = self._task.timeout or self._limits.timeout
         timer = asyncio.timeout(seconds)
         try:
             async with timer:
-                if self._task.is_async:
-                    return await self._task.function(self._context, **arguments)
-                call = partial(self._task.function, self._context, **arguments)
-                loop = asyncio.get_running_loop()
-                return await loop.run_in_executor(self._executor, copy_context().run, call)
+                result = await self._call_function(arguments)
         except BaseException as error:
             if timer.expired():
                 raise JobTimeoutError(f"it took longer than {seconds:g} s") from error
             raise
+        if timer.expired():
+            raise JobTimeoutError(f"it took longer than {seconds:g} s, and ignored that")
+        return result
+
+    async def _call_function(self, arguments: dict[str, Any]) -> Any:
+        if self._task.is_async:
+            return await self._task.function(self._context, **arguments)
+        call = partial(_call_in_thread, self._task.function, self._context, **arguments)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._executor, copy_context().run, call)
 
     def _encode(self, result: Any) -> bytes:
         try:
@@ -166,8 +156,11 @@ class Attempt:
 
     def decide(self, error: BaseException) -> Outcome:
         """Return what becomes of a job whose attempt ended with this exception."""
-        if self._cause is not None and isinstance(error, asyncio.CancelledError):
-            return Interrupted(self._cause)
+        if isinstance(error, asyncio.CancelledError):
+            if self._cause is not None:
+                return Interrupted(self._cause)
+            if self._handle is not None and not self._handle.cancelling():
+                error = RuntimeError("the task awaited something that was cancelled")
         number = self._context.attempt
         if isinstance(error, Retry):
             if number < max(self._task.retry.max_attempts, self._limits.max_attempts):
@@ -175,6 +168,13 @@ class Attempt:
         elif self._task.retry.allows(error, number):
             return Again(self._task.retry.delay(number), describe(error))
         return failure(error)
+
+
+def _call_in_thread(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    try:
+        return function(*args, **kwargs)
+    except (StopIteration, GeneratorExit) as error:  # a future cannot carry them to the attempt
+        raise RuntimeError(f"the task raised {type(error).__name__}") from error
 
 
 def failure(error: BaseException) -> Failure:
@@ -198,14 +198,13 @@ def _message(error: BaseException) -> str:
         text = str(error)
     except Exception:  # noqa: BLE001 - an exception's __str__ may raise
         text = "(its message cannot be read)"
-    return _cut(text.encode("utf-8", "replace").decode(), LONGEST_MESSAGE)
+    return _cut(text, LONGEST_MESSAGE)
 
 
 def _cut(text: str, longest: int, *, keep_end: bool = False) -> str:
+    text = text.encode("utf-8", "replace").decode()  # JSON holds no lone surrogate
     if len(text) <= longest:
         return text
     kept = text[-longest:] if keep_end else text[:longest]
     note = f"... ({len(text) - longest} characters cut)"
     return f"{note}\n{kept}" if keep_end else f"{kept}{note}"
-
-

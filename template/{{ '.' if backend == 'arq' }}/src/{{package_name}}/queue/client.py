@@ -1,11 +1,14 @@
 """The queue as the service uses it: enqueue tasks, look at jobs, abort them."""
 
+import asyncio
 import copy
 import hmac
 import secrets
+import time
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Any, ParamSpec, Self
 from uuid import uuid4
 
@@ -13,8 +16,7 @@ from arq import ArqRedis
 from pydantic import ValidationError
 from pydantic_core import from_json, to_json
 
-from .arguments import Json
-from .batch import Batch, NewJob
+from .batching import MOST_ITEMS
 from .connection import Script, connect, translate_redis_errors
 from .dead import DeadJobs
 from .documents import (
@@ -28,6 +30,7 @@ from .documents import (
     result_document,
     to_datetime,
 )
+from .enqueueing import Enqueuer, NewJob
 from .errors import IdempotencyConflictError, PayloadTooLargeError
 from .keys import ATTEMPTS, IN_PROGRESS, JOB, RESULT, Keys
 from .models import Chain, Job, JobStatus, QueueHealth, Receipt
@@ -60,7 +63,7 @@ class TaskQueue:
         self.keys = Keys(settings.queue_name)
         self.dead = DeadJobs(redis, settings, timeout)
         self._timeout = timeout
-        self._batch = Batch(redis, settings, timeout)
+        self._enqueuer = Enqueuer(redis, settings)
         self._abort_script = Script(redis, "abort")
         self._key: str | None = None
 
@@ -84,7 +87,8 @@ class TaskQueue:
         self, delay: timedelta, task: Task[P, Any], /, *args: P.args, **kwargs: P.kwargs
     ) -> Receipt:
         """Run a task after a delay; at once if it is negative."""
-        return await self._enqueue(task, args, kwargs, delay=delay)
+        milliseconds = max(0, int(delay.total_seconds() * 1000))
+        return await self._enqueue(task, args, kwargs, f"+{milliseconds}")
 
     async def enqueue_at(
         self, when: datetime, task: Task[P, Any], /, *args: P.args, **kwargs: P.kwargs
@@ -92,24 +96,21 @@ class TaskQueue:
         """Run a task at a time, which needs a timezone; at once if it has passed."""
         if when.tzinfo is None:
             raise TypeError("a naive datetime names no moment: give it a timezone")
-        return await self._enqueue(task, args, kwargs, when=when)
+        return await self._enqueue(task, args, kwargs, str(int(when.timestamp() * 1000)))
 
     async def enqueue_many(
         self, task: Task[..., Any], calls: Iterable[Mapping[str, Any]], /
     ) -> list[Receipt]:
-        """Run a task once for each set of arguments; a thousand jobs take one round trip."""
-        jobs: list[NewJob] = []
-        for kwargs in calls:
-            arguments = self._encode(task, (), kwargs)
-            key = task.unique_key(**kwargs)
-            job_id = uuid4().hex if key is None else await self._job_id(task.name, key)
-            kind = "" if key is None else "unique"
-            jobs.append(self._new_job(task, arguments, job_id, kind))
-        replies = await self._batch.send_many(jobs)
-        return [
-            Receipt(job.job_id, created=reply is None)
-            for job, reply in zip(jobs, replies, strict=True)
-        ]
+        """Run a task once for each set of arguments; a thousand jobs take one round trip.
+
+        All arguments are validated before the first job is enqueued.
+        """
+        encoded = [(self._encode(task, (), call), task.unique_key(**call)) for call in calls]
+        receipts: list[Receipt] = []
+        for first in range(0, len(encoded), MOST_ITEMS):
+            some = encoded[first : first + MOST_ITEMS]
+            receipts += await asyncio.gather(*(self._send(task, *each) for each in some))
+        return receipts
 
     async def schedule(self, task: Task[..., Any], now: datetime, /) -> None:
         """Enqueue the next run of a periodic task, once however many workers ask for it."""
@@ -124,10 +125,7 @@ class TaskQueue:
         if known and known.partition(" ")[2] != task.cron.fields:
             await self.abort(self._cron_id(task, known.partition(" ")[0]))
         document = job_document(task.name, b"{}", _now_ms(), task.queue)
-        queue = self.keys.queue(task.queue)
-        await self._batch.send(
-            NewJob(queue, self._cron_id(task, due_ms), document, due_ms=due_ms)
-        )
+        await self._put(task.queue, self._cron_id(task, due_ms), document, str(due_ms))
         async with translate_redis_errors(self._timeout):
             await self._redis.hset(self.keys.cron, task.name, entry)
 
@@ -151,7 +149,7 @@ class TaskQueue:
             to_json(first.arguments),
             _now_ms(),
             first.queue,
-            chain=link.model_dump_json().encode(),
+            chain=to_json(link),
         )
         record = {
             "tasks": to_json([step.task for step in stored]),
@@ -162,7 +160,7 @@ class TaskQueue:
             pipe.hset(self.keys.chain(chain_id), mapping=record)
             pipe.pexpire(self.keys.chain(chain_id), STORED_MS)
             await pipe.execute()
-        await self._batch.send(NewJob(self.keys.queue(first.queue), first.job_id, document))
+        await self._put(first.queue, first.job_id, document)
         return chain_id
 
     async def chain_status(self, chain_id: str, /) -> Chain | None:
@@ -243,55 +241,59 @@ class TaskQueue:
         now = seconds + micro / 1e6
         due = [score / 1000 for first in sizes[1::2] for _, score in first]
         oldest = max([0.0, *(now - each for each in due)]) if any(e <= now for e in due) else None
-        alive = [seen for _, seen in workers if seen / 1000 > now - 3 * self.settings.health_interval]
+        alive = [
+            seen for _, seen in workers if seen / 1000 > now - 3 * self.settings.health_interval
+        ]
         return QueueHealth(depth=sum(sizes[::2]), oldest_seconds=oldest, worker=bool(alive))
 
     async def _enqueue(
         self,
         task: Task[..., Any],
         args: tuple[Any, ...],
-        kwargs: Json,
-        *,
-        delay: timedelta = timedelta(0),
-        when: datetime | None = None,
+        kwargs: Mapping[str, Any],
+        due: str = "+0",
     ) -> Receipt:
         arguments = self._encode(task, args, kwargs)
-        key, kind = task.unique_key(*args, **kwargs), "unique"
-        if key is None:
-            key, kind = self._key, "key" if self._key is not None else ""
-        job_id = uuid4().hex if key is None else await self._job_id(task.name, f"{kind}:{key}")
-        job = self._new_job(task, arguments, job_id, kind, delay, when)
-        stored = await self._batch.send(job)
+        return await self._send(task, arguments, task.unique_key(*args, **kwargs), due)
+
+    def _encode(
+        self, task: Task[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> bytes:
+        arguments = task.arguments.encode(args, kwargs)
+        self._check_size(task, arguments)
+        return arguments
+
+    async def _send(
+        self, task: Task[..., Any], arguments: bytes, key: str | None, due: str = "+0"
+    ) -> Receipt:
+        job_id, kind = uuid4().hex, ""
+        if key is not None:
+            job_id, kind = await self._job_id(f"unique:{task.name}:{key}"), "unique"
+        elif self._key is not None:
+            job_id, kind = await self._job_id(f"key:{task.name}:{self._key}"), "key"
+        document = job_document(task.name, arguments, _now_ms(), task.queue)
+        stored = await self._put(task.queue, job_id, document, due, kind)
         if kind == "key" and stored and not _same_arguments(stored, arguments):
             raise IdempotencyConflictError(job_id)
         return Receipt(job_id, created=stored is None)
 
-    def _encode(self, task: Task[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bytes:
-        arguments = task.arguments.encode(args, kwargs)
-        if len(arguments) > self.settings.max_payload:
-            raise PayloadTooLargeError(
-                f"{task.name}: {len(arguments)} bytes of arguments, "
-                f"{self.settings.max_payload} allowed"
-            )
-        return arguments
+    async def _put(
+        self, queue: str, job_id: str, document: bytes, due: str = "+0", kind: str = ""
+    ) -> bytes | None:
+        now = asyncio.get_running_loop().time()
+        deadline = now + self._timeout if self._timeout else 0
+        key = self.keys.queue(queue)
+        return await self._enqueuer.put(NewJob(key, job_id, document, due, kind, deadline))
 
-    def _new_job(  # noqa: PLR0913, PLR0917 - the parts of a job
-        self,
-        task: Task[..., Any],
-        arguments: bytes,
-        job_id: str,
-        kind: str,
-        delay: timedelta = timedelta(0),
-        when: datetime | None = None,
-    ) -> NewJob:
-        document = job_document(task.name, arguments, _now_ms(), task.queue)
-        due_ms = int(when.timestamp() * 1000) if when else 0
-        delay_ms = int(delay.total_seconds() * 1000)
-        return NewJob(self.keys.queue(task.queue), job_id, document, delay_ms, due_ms, kind)
+    def _check_size(self, task: Task[..., Any], arguments: bytes) -> None:
+        most = self.settings.max_payload
+        if len(arguments) > most:
+            raise PayloadTooLargeError(
+                f"{task.name}: {len(arguments)} bytes of arguments, {most} allowed"
+            )
 
     def _stored_step(self, step: Step[Any]) -> StoredStep:
-        if len(to_json(step.arguments)) > self.settings.max_payload:
-            raise PayloadTooLargeError(f"{step.task.name}: too many bytes of arguments in a step")
+        self._check_size(step.task, to_json(step.arguments))
         return StoredStep(
             job_id=uuid4().hex,
             task=step.task.name,
@@ -304,13 +306,13 @@ class TaskQueue:
         # Two services on one Redis may have tasks of the same name.
         return f"cron:{self.keys.service}:{task.name}:{due_ms}"
 
-    async def _job_id(self, task: str, key: str) -> str:
+    async def _job_id(self, key: str) -> str:
         """Return an id that is the same for the same key, and cannot be guessed from it."""
         async with translate_redis_errors(self._timeout):
             new = secrets.token_hex()
             known = await self._redis.set(self.keys.secret, new, nx=True, get=True)
         secret = known or new.encode()
-        return hmac.new(secret, f"{task}:{key}".encode(), "sha256").hexdigest()[:32]
+        return hmac.new(secret, key.encode(), "sha256").hexdigest()[:32]
 
     async def _read(self, job_id: str) -> "_Record":
         async with self.redis.pipeline(transaction=True) as pipe:
@@ -320,33 +322,34 @@ class TaskQueue:
             pipe.zscore(self.keys.service, job_id)
             pipe.time()
             values = await pipe.execute(raise_on_error=False)
-        *values, now = [None if isinstance(each, Exception) else each for each in values]
-        result, job, token, attempts, holder, score = values
-        record = _Record(result, token, _number(attempts), (holder or b"").startswith(b"lost:"))
-        record.queue = self.keys.service
-        if now is not None:
-            record.now_ms = now[0] * 1000 + now[1] // 1000
+        *values, now = values
+        result, job, token, attempts, holder, score = (
+            None if isinstance(each, Exception) else each for each in values
+        )
+        now_ms = now[0] * 1000 + now[1] // 1000
+        lost = (holder or b"").startswith(b"lost:")
+        queue, attempts = self.keys.service, _number(attempts)
+        record = _Record(queue, result, token, attempts, score, now_ms, lost)
         with suppress(ValidationError):
             record.stored = StoredJob.model_validate_json(job or b"")
         if score is None and record.stored and record.stored.q:
             record.queue = self.keys.queue(record.stored.q)
-            score = await self._redis.zscore(record.queue, job_id)
-        record.due_ms = score
+            record.due_ms = await self._redis.zscore(record.queue, job_id)
         return record
 
 
+@dataclass(slots=True)
 class _Record:
     """What is stored of a job."""
 
-    def __init__(self, result: bytes | None, token: bytes | None, attempts: int, lost: bool) -> None:  # noqa: FBT001
-        self.result = result
-        self.token = token
-        self.attempts = attempts
-        self.lost = lost
-        self.queue = ""
-        self.now_ms = 0
-        self.due_ms: float | None = None
-        self.stored: StoredJob | None = None
+    queue: str
+    result: bytes | None
+    token: bytes | None
+    attempts: int
+    due_ms: float | None
+    now_ms: int
+    lost: bool
+    stored: StoredJob | None = None
 
 
 @asynccontextmanager
@@ -369,7 +372,7 @@ async def open_queue(
 
 
 def _now_ms() -> int:
-    return int(datetime.now(UTC).timestamp() * 1000)
+    return int(time.time() * 1000)
 
 
 def _same_arguments(document: bytes, arguments: bytes) -> bool:

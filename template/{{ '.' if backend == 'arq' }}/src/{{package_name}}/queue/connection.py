@@ -1,10 +1,12 @@
 """Connections to Redis or Valkey: how they are opened, and which of their errors pass by waiting."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+import logging
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from arq import ArqRedis
 from redis.asyncio import BlockingConnectionPool
@@ -14,8 +16,12 @@ from .documents import STORED_MS, deserialize, serialize
 from .errors import QueueUnavailableError
 from .settings import QueueSettings
 
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
 SCRIPTS = Path(__file__).with_name("scripts")
 CONNECT_TIMEOUT = 1  # seconds
+FIRST_PAUSE = 0.05  # seconds between two attempts to reach Redis
+LONGEST_PAUSE = 1
 # What a server answers that cannot do a thing now, and has done nothing.
 NOT_NOW = (
     "BUSY",
@@ -92,6 +98,51 @@ def code(error: BaseException) -> str:
         return known.get(name, first if first.isupper() else name)
     name = type(error).__name__
     return "LOADING" if name == "BusyLoadingError" else name
+
+
+class Outage:
+    """Whether Redis is unavailable, as all calls of one worker see it together."""
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+        self._abandoned = False
+
+    def abandon(self) -> None:
+        """Let waiting calls fail: the worker ends."""
+        self._abandoned = True
+
+    async def persist(
+        self, call: Callable[[], Awaitable[T]], *, give_up: Callable[[], bool] = lambda: False
+    ) -> T:
+        """Repeat a call, which must be safe to repeat, until Redis answers.
+
+        Raises:
+            RedisError: Redis is unavailable, and waiting was given up or abandoned.
+            OSError: As above.
+        """
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                result = await call()
+            except (RedisError, OSError) as error:
+                self._begin(error)
+                if self._abandoned or give_up():
+                    raise
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, LONGEST_PAUSE)
+            else:
+                self._end()
+                return result
+
+    def _begin(self, error: Exception) -> None:
+        if self._since is None:
+            self._since = time.monotonic()
+            logger.warning("Redis is unavailable, retrying: %s", code(error))
+
+    def _end(self) -> None:
+        if self._since is not None:
+            logger.warning("Redis is back after %.1f s", time.monotonic() - self._since)
+            self._since = None
 
 
 @asynccontextmanager

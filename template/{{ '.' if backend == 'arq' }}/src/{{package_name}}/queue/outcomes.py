@@ -1,8 +1,6 @@
-"""Outcomes of attempts on their way to Redis: those of one turn of the event loop go together."""
+"""Outcomes of attempts: what Redis is told of each, in one step with the end of its lease."""
 
-import asyncio
 import logging
-from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,65 +8,69 @@ from arq import ArqRedis
 from pydantic_core import from_json, to_json
 from redis.exceptions import RedisError, ResponseError
 
-from .connection import Script, code, passes
-from .documents import STORED_MS, ChainLink, job_document
+from .attempt import Again, Failure, Interrupted, Interruption, Outcome, Success
+from .batching import Batcher
+from .connection import Outage, Script, code, passes
+from .documents import (
+    ABORTED,
+    STORED_MS,
+    ChainLink,
+    StoredError,
+    StoredJob,
+    job_document,
+    result_document,
+)
 from .keys import Keys
-from .outage import Outage
 from .settings import QueueSettings
 
 logger = logging.getLogger(__name__)
-MOST_OUTCOMES = 200
-MOST_BYTES = 4_194_304
 
 
-@dataclass(slots=True)
-class Ended:
-    """What the finishing script is told of one attempt.
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A job that a worker holds.
 
     Attributes:
-        queue: The key of the job's queue.
-        job_id: The job's id, as Redis has it.
-        token: What proves that this worker holds the job.
-        kind: "end", "dead", "retry" or "release".
-        document: The result to store.
-        milliseconds: How long the result is kept, or until the job is due again.
-        chain: The chain that the job is part of, its new state, and the next step's queue, id and
-            stored job.
+        queue: The key of its queue.
+        raw_id: Its id, as Redis has it.
+        token: What proves that the worker holds it.
+        attempt: The number of the attempt.
+        started_ms: When the attempt began, in milliseconds since 1970; 0 if it never did.
     """
 
     queue: str
-    job_id: bytes
+    raw_id: bytes
     token: bytes
+    attempt: int
+    started_ms: int
+
+    @property
+    def job_id(self) -> str:
+        """Its id as text."""
+        return self.raw_id.decode(errors="replace")
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What the finishing script is told of one attempt.
+
+    Attributes:
+        held: The job.
+        kind: "end", "dead", "retry" or "release".
+        document: The result to store.
+        milliseconds: How long the result is kept, or until the job is due again.
+        chain: What becomes of the job's chain, as JSON.
+    """
+
+    held: Held
     kind: str
     document: bytes = b""
     milliseconds: int = 0
-    chain: tuple[str, str, str, str, bytes] = ("", "", "", "", b"")
-
-    def follow_chain(
-        self, link: ChainLink, status: str, result: bytes, keys: Keys, now_ms: int
-    ) -> None:
-        """Enqueue the next step together with the end of this one, or end the chain."""
-        if status != "complete" or not link.steps:
-            self.chain = (link.id, f"{link.index} {status}", "", "", b"")
-            return
-        step, *rest = link.steps
-        arguments = dict(step.arguments)
-        if step.result_argument is not None:
-            arguments[step.result_argument] = from_json(result)
-        following = ChainLink(id=link.id, index=link.index + 1, steps=rest)
-        document = job_document(
-            step.task,
-            to_json(arguments),
-            now_ms,
-            step.queue,
-            chain=following.model_dump_json().encode(),
-        )
-        queue = keys.queue(step.queue)
-        self.chain = (link.id, f"{following.index} queued", queue, step.job_id, document)
+    chain: bytes = b""
 
 
-class Outcomes:
-    """Reports outcomes, each until Redis has it.
+class Reporter(Batcher[Report, None]):
+    """Reports to Redis, each until it is known there or the worker ends.
 
     Args:
         redis: The client.
@@ -77,82 +79,112 @@ class Outcomes:
     """
 
     def __init__(self, redis: ArqRedis, settings: QueueSettings, outage: Outage) -> None:
+        super().__init__(self._report)
         self._script = Script(redis, "finish")
-        self._settings = settings
         self._outage = outage
-        self._waiting: deque[tuple[Ended, asyncio.Future[None]]] = deque()
-        self._sender: asyncio.Task[None] | None = None
-
-    async def report(self, ended: Ended) -> None:
-        """Tell Redis of an outcome, and return when it knows."""
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((ended, future))
-        if self._sender is None:
-            self._sender = asyncio.create_task(self._send_all())
-        await future
-
-    async def send(self, *ended: Ended) -> list[Any]:
-        """Tell Redis of outcomes once, in one round trip."""
-        settings = self._settings
-        arguments: list[Any] = [
+        self._first_arguments = (
             settings.queue_name,
             STORED_MS,
             settings.max_dead,
             settings.keep_dead * 1000,
-        ]
-        for each in ended:
-            arguments += (
-                each.queue,
-                each.job_id,
-                each.token,
-                each.kind,
-                each.document,
-                each.milliseconds,
-                *each.chain,
-            )
+        )
+
+    async def send(self, reports: list[Report]) -> list[Any]:
+        """Report once; the replies are those of the script."""
+        arguments: list[Any] = [*self._first_arguments]
+        for each in reports:
+            held = each.held
+            arguments += (held.queue, held.raw_id, held.token, each.kind, each.document)
+            arguments += (each.milliseconds, each.chain)
         replies: list[Any] = await self._script(*arguments)
         return replies
 
-    async def _send_all(self) -> None:
-        try:
-            await asyncio.sleep(0)  # others may end in the same turn
-            while self._waiting:
-                batch = self._take()
-                await self._send([ended for ended, _ in batch])
-                for _, future in batch:
-                    if not future.done():
-                        future.set_result(None)
-                await asyncio.sleep(0)
-        finally:
-            self._sender = None
-            for _, future in self._waiting:
-                future.cancel()
-
-    def _take(self) -> list[tuple[Ended, "asyncio.Future[None]"]]:
-        batch: list[tuple[Ended, asyncio.Future[None]]] = []
-        size = 0
-        while self._waiting and len(batch) < MOST_OUTCOMES and size < MOST_BYTES:
-            batch.append(self._waiting.popleft())
-            size += len(batch[-1][0].document)
-        return batch
-
-    async def _send(self, batch: list[Ended]) -> None:
+    async def _report(self, reports: list[Report]) -> list[None]:
         async def send() -> list[Any]:
             try:
-                return await self.send(*batch)
+                return await self.send(reports)
             except ResponseError as error:
                 if passes(error):
                     raise
-                return [code(error).encode()] * len(batch)
+                return [code(error).encode()] * len(reports)
 
         try:
             replies = await self._outage.persist(send)
         except (RedisError, OSError):
-            return  # the worker ends without Redis: the jobs run again when their leases have ended
-        for ended, reply in zip(batch, replies, strict=True):
-            job_id = ended.job_id.decode(errors="replace")
+            replies = []  # the worker ends without Redis; the jobs run again after their leases
+        for report, reply in zip(reports, replies, strict=False):
+            job_id = report.held.job_id
             if reply == 0:
                 logger.warning("job %s is held by another worker: its outcome is dropped", job_id)
             elif reply != 1:
-                text = reply.decode(errors="replace")[:200]
-                logger.error("the outcome of job %s was not stored: %s", job_id, text)
+                problem = reply.decode(errors="replace")[:200]
+                logger.error("the outcome of job %s was not stored: %s", job_id, problem)
+        return [None] * len(reports)
+
+
+def report_of(
+    held: Held, stored: StoredJob, outcome: Outcome, settings: QueueSettings, now_ms: int
+) -> Report | None:
+    """Return what Redis is told of an attempt; None if another worker holds the job."""
+    name = f"job {held.job_id} ({stored.f})"
+    error: StoredError | None = None
+    result = b""
+    match outcome:
+        case Again(delay, reason):
+            logger.warning("%s runs again in %.1f s: %s", name, delay, reason)
+            return Report(held, "retry", milliseconds=int(delay * 1000))
+        case Interrupted(Interruption.SHUTDOWN):
+            logger.info("%s goes back to the queue", name)
+            return Report(held, "release")
+        case Interrupted(Interruption.LEASE_LOST):
+            logger.warning("%s lost its lease and was cancelled", name)
+            return None
+        case Interrupted():
+            status, error = "aborted", StoredError(type=ABORTED, message="")
+        case Failure(type_, message, traceback):
+            status, error = "failed", StoredError(type=type_, message=message, traceback=traceback)
+            logger.error("%s failed: %s\n%s", name, error, traceback)
+        case Success(document):
+            status, result = "complete", document
+    seconds = (now_ms - held.started_ms) / 1000 if held.started_ms else 0
+    if status != "failed":
+        logger.info("%s %s in %.3f s", name, status, seconds)
+    result = to_json(error) if error else result
+    return Report(
+        held,
+        "dead" if status == "failed" else "end",
+        result_document(
+            stored,
+            job_id=held.job_id,
+            succeeded=error is None,
+            result=result,
+            attempts=held.attempt,
+            started_ms=held.started_ms,
+            finished_ms=now_ms,
+        ),
+        settings.keep_result * 1000,
+        _chain(stored.c, status, result, Keys(settings.queue_name), now_ms) if stored.c else b"",
+    )
+
+
+def _chain(link: ChainLink, status: str, result: bytes, keys: Keys, now_ms: int) -> bytes:
+    """Return the end of a chain, or its next step."""
+    if status != "complete" or not link.steps:
+        return to_json({"id": link.id, "state": f"{link.index} {status}", "job_id": ""})
+    step, *rest = link.steps
+    arguments = dict(step.arguments)
+    if step.result_argument is not None:
+        arguments[step.result_argument] = from_json(result)
+    following = ChainLink(id=link.id, index=link.index + 1, steps=rest)
+    payload = job_document(
+        step.task, to_json(arguments), now_ms, step.queue, chain=to_json(following)
+    )
+    return to_json(
+        {
+            "id": link.id,
+            "state": f"{following.index} queued",
+            "job_id": step.job_id,
+            "queue": keys.queue(step.queue),
+            "payload": payload,
+        }
+    )

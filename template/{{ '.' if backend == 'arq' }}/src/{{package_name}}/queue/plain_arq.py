@@ -13,7 +13,7 @@ from arq.connections import RedisSettings
 from arq.worker import Function, func
 from pydantic_core import from_json
 
-from .attempt import Again, Attempt, Failure, Limits, Success
+from .attempt import Again, Attempt, Failure, Interrupted, Limits, Success
 from .client import TaskQueue
 from .connection import connect
 from .documents import JobFailedError, StoredError, deserialize, serialize
@@ -87,7 +87,7 @@ def as_arq_function(task: Task[..., Any], settings: QueueSettings) -> Function:
                 return from_json(document)
             case Again(delay):
                 raise ArqRetry(defer=delay)
-            case Failure(type="CancelledError"):  # ARQ aborts the job, or shuts down
+            case Failure(type="CancelledError") | Interrupted():  # ARQ aborts it, or shuts down
                 raise asyncio.CancelledError
             case Failure(type_, message, traceback):
                 raise JobFailedError(StoredError(type=type_, message=message, traceback=traceback))

@@ -2,8 +2,8 @@
 -- Enqueue jobs, each unless its id is in use.
 -- ARGV: service, time after which nothing is done (0: none), how long jobs are stored, how old the
 -- failure of a key must be before the key is free again; then for each job: queue, id, payload,
--- delay, due time (0: now plus delay), kind ('' for a new id, 'unique' or 'key' for a known one).
--- All times in milliseconds. Returns the time, and for each job 1, or 0 and what is stored of it.
+-- when it is due ('+' and a delay, or a time), kind ('' for a new id, 'unique' or 'key' for one that
+-- may be in use). All times in milliseconds. Returns the time, and for each job 1, or 0 and what is stored of it.
 local service, deadline, stored, failed_key = ARGV[1], tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4])
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -23,12 +23,13 @@ local function forget_failure(id)
   end
 end
 
-local function enqueue(queue, id, payload, delay, due, kind)
+local function enqueue(queue, id, payload, due, kind)
   if kind ~= '' then forget_failure(id) end
   if redis.call('EXISTS', 'arq:result:' .. id) == 1 then
     return {0, redis.call('GET', 'arq:result:' .. id)}
   end
-  due = math.max(due > 0 and due or now + delay, now)
+  local time_due = due:sub(1, 1) == '+' and now + due:sub(2) or tonumber(due)
+  due = math.max(time_due, now)
   local expires = due - now + stored
   if not redis.call('SET', 'arq:job:' .. id, payload, 'PX', expires, 'NX') then
     return {0, redis.call('GET', 'arq:job:' .. id)}
@@ -39,13 +40,11 @@ local function enqueue(queue, id, payload, delay, due, kind)
 end
 
 local replies = {now}
-for i = 5, #ARGV, 6 do
-  local ok, reply = pcall(enqueue, ARGV[i], ARGV[i + 1], ARGV[i + 2], tonumber(ARGV[i + 3]),
-    tonumber(ARGV[i + 4]), ARGV[i + 5])
+for i = 5, #ARGV, 5 do
+  local ok, reply = pcall(enqueue, ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4])
   replies[#replies + 1] = ok and reply or {0, false}
 end
 for queue in pairs(wake) do
-  redis.call('LPUSH', queue .. ':wake', 1)
-  redis.call('LTRIM', queue .. ':wake', 0, 0)
+  if redis.call('LPUSH', queue .. ':wake', 1) > 1 then redis.call('LTRIM', queue .. ':wake', 0, 0) end
 end
 return replies

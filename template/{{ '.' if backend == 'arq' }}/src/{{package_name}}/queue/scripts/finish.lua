@@ -1,8 +1,8 @@
 #!lua flags=allow-oom
 -- End attempts, each only if its worker still holds the job: a result that comes too late is dropped.
 -- ARGV: service, how long jobs are stored, how many dead jobs are kept and how long; then for each
--- attempt: queue, id, token, kind, document, milliseconds, chain, value of the chain, next queue,
--- next id, next payload. Kinds: 'end' (store the result), 'dead' (also among the dead jobs), 'retry'
+-- attempt: queue, id, token, kind, document, milliseconds, and '' or the chain as JSON: its id and
+-- state, and the queue, id and payload of the next step. Kinds: 'end' (store the result), 'dead' (also among the dead jobs), 'retry'
 -- (due again after the milliseconds), 'release' (due now, and not counted as an attempt).
 -- Returns for each attempt 1, 0 where the job is held by another, or the text of an error.
 local service, stored, max_dead, keep_dead = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
@@ -34,13 +34,14 @@ local function bury(id, document)
   end
 end
 
-local function move_chain(chain, value, queue, id, payload)
-  local key = service .. ':chain:' .. chain
-  redis.call('HSET', key, 'state', value)
+local function move_chain(chain)
+  local key = service .. ':chain:' .. chain.id
+  redis.call('HSET', key, 'state', chain.state)
   redis.call('PEXPIRE', key, stored)
-  if id ~= '' and redis.call('SET', 'arq:job:' .. id, payload, 'PX', stored, 'NX') then
-    redis.call('ZADD', queue, now, id)
-    wake(queue)
+  local job = chain.job_id
+  if job ~= '' and redis.call('SET', 'arq:job:' .. job, chain.payload, 'PX', stored, 'NX') then
+    redis.call('ZADD', chain.queue, now, job)
+    wake(chain.queue)
   end
 end
 
@@ -67,12 +68,12 @@ local function finish(queue, id, token, kind, document, milliseconds)
 end
 
 local replies = {}
-for i = 5, #ARGV, 11 do
+for i = 5, #ARGV, 7 do
   local ok, reply = pcall(finish, ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4],
     tonumber(ARGV[i + 5]))
   if ok and reply == 1 and ARGV[i + 6] ~= '' then
-    ok, reply = pcall(move_chain, ARGV[i + 6], ARGV[i + 7], ARGV[i + 8], ARGV[i + 9], ARGV[i + 10])
-    reply = ok and 1 or reply
+    local moved, problem = pcall(move_chain, cjson.decode(ARGV[i + 6]))
+    if not moved then ok, reply = false, problem end
   end
   if not ok then reply = type(reply) == 'table' and reply.err or tostring(reply) end
   replies[#replies + 1] = reply

@@ -54,6 +54,7 @@ def add_error_handlers(app: FastAPI) -> None:
         app.exception_handler(error)(_refused_by_queue)
     app.exception_handler(Exception)(_unexpected_error)
     app.add_middleware(_LogLateErrors)
+    app.add_middleware(_with_head)
 
 
 def problem(
@@ -117,3 +118,14 @@ class _LogLateErrors:
             if not complete:
                 raise
             logger.exception("after the response to %s %s", scope["method"], scope["path"])
+
+
+def _with_head(app: ASGIApp) -> ASGIApp:
+    """Answer HEAD as GET; the server leaves out the body."""
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope.get("method") == "HEAD":
+            scope = {**scope, "method": "GET"}
+        await app(scope, receive, send)
+
+    return answer

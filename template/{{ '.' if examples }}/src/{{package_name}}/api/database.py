@@ -6,9 +6,8 @@ import time
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from sqlalchemy.exc import InterfaceError, OperationalError
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..db import DATABASE_TIMEOUT, Sessions
 from .errors import RETRY_AFTER, problem
@@ -20,54 +19,40 @@ logger = logging.getLogger(__name__)
 
 def add_database_errors(app: FastAPI) -> None:
     """Answer 503 while the database of this app is down or hangs."""
-    for error in (InterfaceError, OperationalError, PoolTimeoutError):
-        app.exception_handler(error)(_unavailable)
-    app.add_middleware(DatabaseDeadline)
+    app.exception_handler(InterfaceError)(_unavailable)
+    app.exception_handler(OperationalError)(_unavailable)
+    app.add_middleware(_with_deadline)
 
 
-async def _unavailable(_request: Request, error: Exception) -> JSONResponse:
-    logger.warning(
-        "the database is unavailable: %s", error.orig if isinstance(error, DBAPIError) else error
-    )
+async def _unavailable(_request: Request, error: OperationalError) -> JSONResponse:
+    logger.warning("the database is unavailable: %s", error.orig)
     return problem(503, UNAVAILABLE, RETRY_AFTER)
 
 
-class DatabaseDeadline:
-    """Answers 503 where a request waits for a database that hangs.
+def _with_deadline(app: ASGIApp) -> ASGIApp:
+    """Answer 503 where a request waits for a database that hangs.
 
-    A driver may wait for ever and ignore its cancellation, so the request is left to itself. A
-    database that answers other requests is busy, and does not hang.
+    A driver may wait for ever and ignore its cancellation, so such a request is left to itself. A
+    database that answers other requests does not hang: it is busy.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request."""
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
+            await app(scope, receive, send)
             return
         started = time.monotonic()
-        answering = abandoned = False
-
-        async def send_in_time(message: Message) -> None:
-            nonlocal answering
-            answering = True
-            if not abandoned:
-                await send(message)
-
-        state = scope.setdefault("state", {})
-        call = asyncio.ensure_future(self._app(scope, receive, send_in_time))
+        call = asyncio.ensure_future(app(scope, receive, send))
         call.add_done_callback(lambda call: call.cancelled() or call.exception())
         try:
             while not (await asyncio.wait({call}, timeout=TICK))[0]:
-                sessions: Sessions | None = state.get("sessions")
-                if answering or sessions is None:
+                sessions: Sessions | None = scope.get("state", {}).get("sessions")
+                if sessions is None:
                     continue
                 if time.monotonic() - max(started, sessions.answered_at) > DATABASE_TIMEOUT:
-                    abandoned = True
                     await problem(503, UNAVAILABLE, RETRY_AFTER)(scope, receive, send)
                     return
             call.result()
         finally:
             call.cancel()
+
+    return answer

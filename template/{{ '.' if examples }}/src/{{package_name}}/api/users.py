@@ -1,6 +1,5 @@
 """Users, and the email that greets them."""
 
-import logging
 from uuid import UUID
 
 from fastapi import APIRouter, BackgroundTasks, HTTPException
@@ -8,12 +7,10 @@ from pydantic import BaseModel
 from sqlalchemy.exc import IntegrityError
 
 from ..db import User
-from ..resources import Resources
 from ..tasks.emails import greet
 from .deps import AppResources, Email, Line, Session
 
 router = APIRouter(tags=["users"])
-logger = logging.getLogger(__name__)
 
 
 class UserRequest(BaseModel):
@@ -40,13 +37,5 @@ async def add_user(
         await session.commit()
     except IntegrityError as error:
         raise HTTPException(409, "There is a user with this email.") from error
-    background_tasks.add_task(greet_quietly, resources, user.id)
+    background_tasks.add_task(greet, resources, user.id)
     return user
-
-
-async def greet_quietly(resources: Resources, user_id: UUID) -> None:
-    """Greet a user; log an error, which would close the client's connection."""
-    try:
-        await greet(resources, user_id)
-    except Exception:
-        logger.exception("user %s was not greeted", user_id)

@@ -1,5 +1,6 @@
 """Errors as RFC 9457 problem details."""
 
+import logging
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
@@ -9,11 +10,13 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..queue import IdempotencyConflictError, PayloadTooLargeError, QueueUnavailableError
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER = {"Retry-After": "2"}  # seconds
+logger = logging.getLogger(__name__)
 
 
 class Problem(BaseModel):
@@ -42,6 +45,7 @@ def add_error_handlers(app: FastAPI) -> None:
     app.exception_handler(PayloadTooLargeError)(_payload_too_large)
     app.exception_handler(IdempotencyConflictError)(_idempotency_conflict)
     app.exception_handler(Exception)(_unexpected_error)
+    app.add_middleware(_LogLateErrors)
 
 
 async def _http_error(_request: Request, error: HTTPException) -> JSONResponse:
@@ -82,3 +86,29 @@ def _answer(
     problem = Problem(title=HTTPStatus(status).phrase, status=status, detail=detail, **more)
     content = problem.model_dump(exclude_none=True)
     return JSONResponse(content, status, headers, media_type=MEDIA_TYPE)
+
+
+class _LogLateErrors:
+    """Log exceptions that are raised after the response, as by a background task.
+
+    The server would close the client's connection, and the next request on it would get no answer.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        complete = False
+
+        async def watch(message: Message) -> None:
+            nonlocal complete
+            await send(message)
+            if message["type"] == "http.response.body":
+                complete = not message.get("more_body", False)
+
+        try:
+            await self._app(scope, receive, watch)
+        except Exception:
+            if not complete:
+                raise
+            logger.exception("after the response to %s %s", scope["method"], scope["path"])

@@ -126,15 +126,21 @@ class Attempt:
         timer = asyncio.timeout(seconds)
         try:
             async with timer:
-                if self._task.is_async:
-                    return await self._task.function(self._context, **arguments)
-                call = partial(self._task.function, self._context, **arguments)
-                loop = asyncio.get_running_loop()
-                return await loop.run_in_executor(self._executor, copy_context().run, call)
+                result = await self._call_function(arguments)
         except BaseException as error:
             if timer.expired():
                 raise JobTimeoutError(f"it took longer than {seconds:g} s") from error
             raise
+        if timer.expired():
+            raise JobTimeoutError(f"it took longer than {seconds:g} s, and ignored that")
+        return result
+
+    async def _call_function(self, arguments: dict[str, Any]) -> Any:
+        if self._task.is_async:
+            return await self._task.function(self._context, **arguments)
+        call = partial(self._task.function, self._context, **arguments)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._executor, copy_context().run, call)
 
     def _encode(self, result: Any) -> bytes:
         try:
@@ -190,5 +196,3 @@ def _cut(text: str, longest: int, *, keep_end: bool = False) -> str:
     kept = text[-longest:] if keep_end else text[:longest]
     note = f"... ({len(text) - longest} characters cut)"
     return f"{note}\n{kept}" if keep_end else f"{kept}{note}"
-
-

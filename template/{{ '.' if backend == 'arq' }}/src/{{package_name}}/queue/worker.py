@@ -357,7 +357,9 @@ class Worker:
                 if running.gives_up_at < now:
                     running.gives_up_at = float("inf")
                     message = "it took too long, ignores its cancellation, and is left behind"
-                    self._keep(self._end(running, running.held, Failure("JobTimeoutError", message)))
+                    self._keep(
+                        self._end(running, running.held, Failure("JobTimeoutError", message))
+                    )
 
     async def _drain(self) -> bool:
         """Let running jobs end, give back the rest; return whether all have ended."""

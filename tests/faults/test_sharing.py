@@ -121,7 +121,7 @@ def test_two_services_on_one_database(skeleton: Path, tmp_path: Path) -> None:
             entry = f"{name}:queue:periodic"
             until(lambda e=entry: redis.zcard(e) == 1, f"{name} has no cron entry")
             [job_id] = redis.zrange(entry, 0, -1)
-            redis.zadd(entry, {job_id: 1})
+            redis.zadd(entry, {job_id: redis.time()[0] * 1000})
             assert journal.wait("end", name).pid == pids[name]
         assert [len(journal.notes("begin", name)) for name in names] == [1, 1]
         # The same idempotency key is a job in each.

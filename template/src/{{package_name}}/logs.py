@@ -1,0 +1,15 @@
+"""The log: one line per event, to standard error."""
+
+import logging
+
+from .settings import Settings
+
+
+def configure_logging(settings: Settings) -> None:
+    """Write this package's log to standard error, unless somebody has set up logging already."""
+    package = logging.getLogger(__package__)
+    package.setLevel(settings.log_level)
+    if not package.hasHandlers():
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        package.addHandler(handler)

@@ -17,7 +17,7 @@ async def list_dead_jobs(
     queue: Queue,
     response: Response,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
-    offset: Annotated[int, Query(ge=0)] = 0,
+    offset: Annotated[int, Query(ge=0, le=1_000_000_000)] = 0,
 ) -> list[DeadJob]:
     """Return dead jobs, the newest first; `X-Total-Count` is the number of all."""
     response.headers["X-Total-Count"] = str(await queue.dead.count())

@@ -238,7 +238,9 @@ class TaskQueue:
         now = seconds + micro / 1e6
         due = [score / 1000 for first in sizes[1::2] for _, score in first]
         oldest = max([0.0, *(now - each for each in due)]) if any(e <= now for e in due) else None
-        alive = [seen for _, seen in workers if seen / 1000 > now - 3 * self.settings.health_interval]
+        alive = [
+            seen for _, seen in workers if seen / 1000 > now - 3 * self.settings.health_interval
+        ]
         return QueueHealth(depth=sum(sizes[::2]), oldest_seconds=oldest, worker=bool(alive))
 
     async def _enqueue(

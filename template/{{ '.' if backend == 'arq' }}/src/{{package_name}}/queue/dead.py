@@ -84,9 +84,7 @@ class DeadJobs:
         async with translate_redis_errors(self._timeout):
             return await self._take(job_id, self._keys.service, b"", None)
 
-    async def _take(
-        self, job_id: str, queue: str, payload: bytes, link: ChainLink | None
-    ) -> bool:
+    async def _take(self, job_id: str, queue: str, payload: bytes, link: ChainLink | None) -> bool:
         chain = (link.id, f"{link.index} queued") if link else ("", "")
         service = self._keys.service
         return bool(await self._requeue(service, job_id, queue, payload, STORED_MS, *chain))

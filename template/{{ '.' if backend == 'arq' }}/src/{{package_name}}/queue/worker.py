@@ -19,7 +19,7 @@ from .client import TaskQueue
 from .connection import Outage, Script, connect
 from .documents import StoredJob, to_datetime
 from .errors import InvalidJobError, JobExpiredError, Retry, WorkerLostError
-from .leases import Lease, Leases
+from .leases import SAFETY, Lease, Leases
 from .models import JobContext
 from .outcomes import Held, Report, Reporter, report_of
 from .task import Task
@@ -191,6 +191,7 @@ class Worker:
         return 0 if self._suspects_next else self._next_due - asyncio.get_running_loop().time()
 
     async def _claim(self, *, suspects: bool) -> int:
+        loop = asyncio.get_running_loop()
         allowed = max(1, self._slots // SUSPECTS) if suspects else 0
         arguments: list[Any] = [
             self._keys.service,
@@ -212,13 +213,16 @@ class Worker:
             if self._claim_uncertain:
                 await self._release_unknown()
             self._claim_uncertain = True
+            sent_at = loop.time()
             reply = await self._claim_script(*arguments)
+            if loop.time() - sent_at > SAFETY * self._settings.job_lease:
+                raise TimeoutError  # others may hold by now what this has claimed
             self._claim_uncertain = False
             return reply
 
         reply = await self._outage.persist(claim, give_up=lambda: self._stopping)
         now_ms, next_due_ms, suspects_next, claimed, errors = reply
-        loop_now = asyncio.get_running_loop().time()
+        loop_now = loop.time()
         self._clock_ahead = now_ms / 1000 - loop_now
         self._next_due = next_due_ms / 1000 - self._clock_ahead if next_due_ms else float("inf")
         if suspects_next and not self._suspects_next:
@@ -353,7 +357,9 @@ class Worker:
                 if running.gives_up_at < now:
                     running.gives_up_at = float("inf")
                     message = "it took too long, ignores its cancellation, and is left behind"
-                    self._keep(self._end(running, running.held, Failure("JobTimeoutError", message)))
+                    self._keep(
+                        self._end(running, running.held, Failure("JobTimeoutError", message))
+                    )
 
     async def _drain(self) -> bool:
         """Let running jobs end, give back the rest; return whether all have ended."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Callable
 from concurrent.futures import Executor
 from contextvars import copy_context
 from dataclasses import dataclass
@@ -138,7 +139,7 @@ class Attempt:
     async def _call_function(self, arguments: dict[str, Any]) -> Any:
         if self._task.is_async:
             return await self._task.function(self._context, **arguments)
-        call = partial(self._task.function, self._context, **arguments)
+        call = partial(_call_in_thread, self._task.function, self._context, **arguments)
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._executor, copy_context().run, call)
 
@@ -155,8 +156,11 @@ class Attempt:
 
     def decide(self, error: BaseException) -> Outcome:
         """Return what becomes of a job whose attempt ended with this exception."""
-        if self._cause is not None and isinstance(error, asyncio.CancelledError):
-            return Interrupted(self._cause)
+        if isinstance(error, asyncio.CancelledError):
+            if self._cause is not None:
+                return Interrupted(self._cause)
+            if self._handle is not None and not self._handle.cancelling():
+                error = RuntimeError("the task awaited something that was cancelled")
         number = self._context.attempt
         if isinstance(error, Retry):
             if number < max(self._task.retry.max_attempts, self._limits.max_attempts):
@@ -164,6 +168,13 @@ class Attempt:
         elif self._task.retry.allows(error, number):
             return Again(self._task.retry.delay(number), describe(error))
         return failure(error)
+
+
+def _call_in_thread(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    try:
+        return function(*args, **kwargs)
+    except (StopIteration, GeneratorExit) as error:  # a future cannot carry them to the attempt
+        raise RuntimeError(f"the task raised {type(error).__name__}") from error
 
 
 def failure(error: BaseException) -> Failure:
@@ -187,10 +198,11 @@ def _message(error: BaseException) -> str:
         text = str(error)
     except Exception:  # noqa: BLE001 - an exception's __str__ may raise
         text = "(its message cannot be read)"
-    return _cut(text.encode("utf-8", "replace").decode(), LONGEST_MESSAGE)
+    return _cut(text, LONGEST_MESSAGE)
 
 
 def _cut(text: str, longest: int, *, keep_end: bool = False) -> str:
+    text = text.encode("utf-8", "replace").decode()  # JSON holds no lone surrogate
     if len(text) <= longest:
         return text
     kept = text[-longest:] if keep_end else text[:longest]

@@ -143,9 +143,7 @@ class Worker:
             return await self._drain()
         finally:
             self._leases.stop()
-            for task in upkeep:
-                task.cancel()
-            await asyncio.gather(*upkeep, return_exceptions=True)
+            await _cancel(upkeep)
             await self._upkeep.say_goodbye()
             self._threads.shutdown(wait=False, cancel_futures=True)
             await self._redis.aclose(close_connection_pool=True)
@@ -377,6 +375,14 @@ class Worker:
         for running in self._running.values():
             logger.error("job %s ignores its cancellation", running.held.job_id)
         return not self._jobs
+
+
+async def _cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    while pending := [task for task in tasks if not task.done()]:
+        for task in pending:
+            task.cancel()
+        # More than once: Python 3.11's wait_for, in redis-py, may swallow a cancellation.
+        await asyncio.wait(pending, timeout=0.1)
 
 
 def _read(payload: bytes | None, problem: str) -> StoredJob:

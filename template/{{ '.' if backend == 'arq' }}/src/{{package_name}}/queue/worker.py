@@ -109,6 +109,7 @@ class Worker:
         self._jobs: set[asyncio.Task[None]] = set()
         self._news = asyncio.Event()  # a slot became free, a job became due, or the worker stops
         self._listener: asyncio.Task[None] | None = None
+        self._heard: set[str] = set()  # the queues whose wake-ups it waits for
         self._stopping = self._hurried = self._burst = False
         self._suspects_next = False
         self._quiet_until = 0.0  # when suspects are claimed though others still run
@@ -329,7 +330,12 @@ class Worker:
 
     async def _wait(self, seconds: float) -> None:
         """Wait until there may be something to claim."""
-        if self._listener is None or self._listener.done():
+        free = {key for key, slots in self._free.items() if slots}
+        if self._listener is not None and not free <= self._heard:
+            self._listener.cancel()  # meanwhile a slot for another queue became free
+            self._listener = None
+        if free and (self._listener is None or self._listener.done()):
+            self._heard = free
             self._listener = asyncio.create_task(self._listen())
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
@@ -337,10 +343,10 @@ class Worker:
 
     async def _listen(self) -> None:
         """Take one wake-up."""
-        keys = [f"{key}:wake" for key in self._free]
+        keys = [f"{key}:wake" for key in self._heard]
         try:
             woken = await self._redis.blpop(keys, timeout=LONGEST_WAIT)
-            if woken and not any(self._free.values()):
+            if woken and not self._free[woken[0].decode().removesuffix(":wake")]:
                 await self._redis.rpush(woken[0], 1)  # for a worker that has a free slot
         except (RedisError, OSError):
             await asyncio.sleep(0.1)  # claiming will wait for Redis, and log it

@@ -13,10 +13,10 @@ if deadline > 0 and now > deadline then return {now, 'late'} end
 local wake = {}
 
 -- A job that failed long enough ago gives its key back, and must never overwrite its successor.
-local function forget_failure(id)
+local function forget_failure(id, wait)
   local died = redis.call('ZSCORE', service .. ':dead', id)
   if not died then return end
-  if redis.call('EXISTS', 'arq:result:' .. id) == 0 or now - died >= failed_key then
+  if redis.call('EXISTS', 'arq:result:' .. id) == 0 or now - died >= wait then
     redis.call('ZREM', service .. ':dead', id)
     redis.call('DEL', service .. ':dead:' .. id, 'arq:result:' .. id, 'arq:retry:' .. id)
     redis.call('ZREM', 'arq:abort', id)
@@ -24,7 +24,7 @@ local function forget_failure(id)
 end
 
 local function enqueue(queue, id, payload, due, kind)
-  if kind ~= '' then forget_failure(id) end
+  if kind ~= '' then forget_failure(id, kind == 'key' and failed_key or 0) end
   if redis.call('EXISTS', 'arq:result:' .. id) == 1 then
     return {0, redis.call('GET', 'arq:result:' .. id)}
   end

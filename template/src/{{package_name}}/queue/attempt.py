@@ -253,7 +253,7 @@ def _traceback(error: BaseException) -> str:
     total = kept = 0
     try:
         for piece in TracebackException.from_exception(error, compact=True).format():
-            pieces.append(_cut(piece.rstrip("\n"), LONGEST_MESSAGE) + "\n")
+            pieces.append(_cut(piece, LONGEST_MESSAGE).rstrip("\n") + "\n")
             total += len(pieces[-1])
             kept += len(pieces[-1])
             while kept > LONGEST_TRACEBACK:

@@ -45,6 +45,8 @@ for i = 5, #ARGV, 5 do
   replies[#replies + 1] = ok and reply or {0, false}
 end
 for queue in pairs(wake) do
-  if redis.call('LPUSH', queue .. ':wake', 1) > 1 then redis.call('LTRIM', queue .. ':wake', 0, 0) end
+  local length = redis.pcall('LPUSH', queue .. ':wake', 1)
+  if type(length) ~= 'number' then redis.call('DEL', queue .. ':wake')
+  elseif length > 1 then redis.call('LTRIM', queue .. ':wake', 0, 0) end
 end
 return replies

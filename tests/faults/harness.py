@@ -312,6 +312,10 @@ class Journal:
             found = [n for n in self._notes if what in {None, n.what} and key in {None, n.key}]
         return sorted(found, key=lambda n: n.at)
 
+    def ended(self) -> set[str]:
+        """List the keys of the runs that came to their end."""
+        return {note.key for note in self.notes("end")}
+
     def wait(self, what: str, key: str | None = None, count: int = 1) -> Note:
         """Wait for the note of this kind with this number."""
         self.wait_until(lambda: len(self.notes(what, key)) >= count, f"{count} x {what} {key}")

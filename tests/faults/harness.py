@@ -115,6 +115,14 @@ async def enqueue_another(ctx: Context, key: str) -> None:
 
 
 @task
+async def enqueue_later(ctx: Context, key: str, seconds: float) -> None:
+    note("begin", key)
+    await asyncio.sleep(seconds)
+    await ctx.resources.queue.enqueue(work, key=f"{key}-child", seconds=0)
+    note("end", key)
+
+
+@task
 async def give_up(ctx: Context, key: str) -> None:
     note("begin", key)
     note("end", key)
@@ -178,8 +186,8 @@ async def crash(ctx: Context, key: str) -> None:
     note("end", key)
 '''
 NAMES = (
-    "await_cure, count, crash, enqueue_another, fail, give_up, hang, limited, stall, stall_once, "
-    "tick, use_redis, work, work_elsewhere, work_in_thread"
+    "await_cure, count, crash, enqueue_another, enqueue_later, fail, give_up, hang, limited, "
+    "stall, stall_once, tick, use_redis, work, work_elsewhere, work_in_thread"
 )
 LISTED = f"""
 from .faults import {NAMES}

@@ -9,7 +9,6 @@ from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from itertools import islice
 from typing import Any, ParamSpec, Self
 from uuid import uuid4
 
@@ -102,11 +101,15 @@ class TaskQueue:
     async def enqueue_many(
         self, task: Task[..., Any], calls: Iterable[Mapping[str, Any]], /
     ) -> list[Receipt]:
-        """Run a task once for each set of arguments; a thousand jobs take one round trip."""
+        """Run a task once for each set of arguments; a thousand jobs take one round trip.
+
+        All arguments are validated before the first job is enqueued.
+        """
+        encoded = [(self._encode(task, (), call), task.unique_key(**call)) for call in calls]
         receipts: list[Receipt] = []
-        remaining = iter(calls)
-        while some := list(islice(remaining, MOST_ITEMS)):
-            receipts += await asyncio.gather(*(self._enqueue(task, (), call) for call in some))
+        for first in range(0, len(encoded), MOST_ITEMS):
+            some = encoded[first : first + MOST_ITEMS]
+            receipts += await asyncio.gather(*(self._send(task, *each) for each in some))
         return receipts
 
     async def schedule(self, task: Task[..., Any], now: datetime, /) -> None:
@@ -250,10 +253,21 @@ class TaskQueue:
         kwargs: Mapping[str, Any],
         due: str = "+0",
     ) -> Receipt:
+        arguments = self._encode(task, args, kwargs)
+        return await self._send(task, arguments, task.unique_key(*args, **kwargs), due)
+
+    def _encode(
+        self, task: Task[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> bytes:
         arguments = task.arguments.encode(args, kwargs)
         self._check_size(task, arguments)
+        return arguments
+
+    async def _send(
+        self, task: Task[..., Any], arguments: bytes, key: str | None, due: str = "+0"
+    ) -> Receipt:
         job_id, kind = uuid4().hex, ""
-        if (key := task.unique_key(*args, **kwargs)) is not None:
+        if key is not None:
             job_id, kind = await self._job_id(f"unique:{task.name}:{key}"), "unique"
         elif self._key is not None:
             job_id, kind = await self._job_id(f"key:{task.name}:{self._key}"), "key"

@@ -87,7 +87,7 @@ def as_arq_function(task: Task[..., Any], settings: QueueSettings) -> Function:
                 return from_json(document)
             case Again(delay):
                 raise ArqRetry(defer=delay)
-            case Failure(type="CancelledError") | Interrupted():  # ARQ aborts it, or shuts down
+            case Interrupted():  # ARQ aborts the job, or shuts down
                 raise asyncio.CancelledError
             case Failure(type_, message, traceback):
                 raise JobFailedError(StoredError(type=type_, message=message, traceback=traceback))

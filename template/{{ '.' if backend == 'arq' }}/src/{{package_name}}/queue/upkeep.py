@@ -57,10 +57,10 @@ class Upkeep:
         Args:
             running: The jobs that run, by their ids; it changes.
         """
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._show_life(running))
-            group.create_task(self._watch_aborts(running))
-            group.create_task(self._schedule())
+        # No task group: it passes a cancellation on only once.
+        await asyncio.gather(
+            self._show_life(running), self._watch_aborts(running), self._schedule()
+        )
 
     async def say_goodbye(self) -> None:
         """Take back the signs of life."""

@@ -14,7 +14,7 @@ from arq import Retry as ArqRetry
 from pydantic import ValidationError
 from redis.exceptions import RedisError
 
-from .attempt import Attempt, Failure, Interruption, Limits, Outcome, failure
+from .attempt import Attempt, Interruption, Limits, Outcome, failure, left_behind
 from .client import TaskQueue
 from .connection import Outage, Script, connect
 from .documents import StoredJob, to_datetime
@@ -46,7 +46,6 @@ class Running:
         held: What Redis has of it.
         lease: Its lease, renewed until it is released.
         suspect_until: Until when it counts as a suspect, by the event loop's clock.
-        gives_up_at: When it counts as failed though it goes on, by the event loop's clock.
     """
 
     held: Held
@@ -55,7 +54,6 @@ class Running:
     stored: StoredJob = field(default_factory=_unreadable)
     attempt: "_Attempt | None" = None
     interrupted: Interruption | None = None
-    gives_up_at: float = float("inf")
 
     def interrupt(self, cause: Interruption) -> None:
         """Cancel its attempt."""
@@ -130,23 +128,19 @@ class Worker:
             burst: Also end when no job is due.
 
         Returns:
-            Whether all jobs have ended; if not, some ignore their cancellation.
+            Whether all calls have ended; if not, some ignore their cancellation.
         """
         self._burst = burst
         self._leases = Leases(self._settings, self._on_lost)
         self._leases.start()
-        upkeep = [
-            asyncio.create_task(each) for each in (self._upkeep.run(self._running), self._watch())
-        ]
+        upkeep = asyncio.create_task(self._upkeep.run(self._running))
         logger.info("worker %s runs %s", self._id, ", ".join(self._settings.queues))
         try:
             await self._work()
             return await self._drain()
         finally:
             self._leases.stop()
-            for task in upkeep:
-                task.cancel()
-            await asyncio.gather(*upkeep, return_exceptions=True)
+            await _cancel(upkeep)
             await self._upkeep.say_goodbye()
             self._threads.shutdown(wait=False, cancel_futures=True)
             await self._redis.aclose(close_connection_pool=True)
@@ -303,14 +297,10 @@ class Worker:
         running.attempt = attempt = _Attempt(task, context, self._limits, self._threads)
         if running.interrupted is not None:
             attempt.interrupt(running.interrupted)
-        timeout = task.timeout or self._settings.job_timeout
-        running.gives_up_at = asyncio.get_running_loop().time() + timeout + STUBBORN
         return await attempt.run(stored.a, stored.k)
 
     async def _end(self, running: Running, held: Held, outcome: Outcome) -> None:
         """Report an outcome, and free the job's slot when Redis knows it."""
-        if self._running.get(held.raw_id) is not running:
-            return  # it has been given up
         now_ms = self._now_ms()
         report = report_of(held, running.stored, outcome, self._settings, now_ms)
         try:
@@ -318,9 +308,8 @@ class Worker:
                 await self._reporter.put(report)
         finally:
             self._leases.release(running.lease)
-            if self._running.get(held.raw_id) is running:
-                del self._running[held.raw_id]
-                self._free[held.queue] += 1
+            del self._running[held.raw_id]
+            self._free[held.queue] += 1
 
     def _now_ms(self) -> int:
         return int((asyncio.get_running_loop().time() + self._clock_ahead) * 1000)
@@ -354,19 +343,6 @@ class Worker:
             await asyncio.sleep(0.1)  # claiming will wait for Redis, and log it
         self._news.set()
 
-    async def _watch(self) -> None:
-        """Fail jobs that ignore the cancellation at their timeout; they keep no slot."""
-        while True:
-            await asyncio.sleep(1)
-            now = asyncio.get_running_loop().time()
-            for running in list(self._running.values()):
-                if running.gives_up_at < now:
-                    running.gives_up_at = float("inf")
-                    message = "it took too long, ignores its cancellation, and is left behind"
-                    self._keep(
-                        self._end(running, running.held, Failure("JobTimeoutError", message))
-                    )
-
     async def _drain(self) -> bool:
         """Let running jobs end, give back the rest; return whether all have ended."""
         with contextlib.suppress(TimeoutError):
@@ -382,7 +358,14 @@ class Worker:
             self._outage.abandon()  # if Redis is unavailable still, leases will end by themselves
         for running in self._running.values():
             logger.error("job %s ignores its cancellation", running.held.job_id)
-        return not self._jobs
+        return not self._jobs and not left_behind()
+
+
+async def _cancel(task: asyncio.Task[Any]) -> None:
+    while not task.done():
+        # More than once: Python 3.11's wait_for, in redis-py, may swallow a cancellation.
+        task.cancel()
+        await asyncio.wait({task}, timeout=0.1)
 
 
 def _read(payload: bytes | None, problem: str) -> StoredJob:

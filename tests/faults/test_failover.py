@@ -40,14 +40,15 @@ def busy(server: ValkeyServer) -> Generator[None]:
 
     def spin() -> None:
         with suppress(valkey.exceptions.ValkeyError):
-            server.client().eval("while true do end", 0)
+            redis.eval("while true do end", 0)
 
-    server.client().config_set("busy-reply-threshold", 50)
+    redis = server.client()
+    redis.config_set("busy-reply-threshold", 50)
     thread = threading.Thread(target=spin)
     thread.start()
     until(lambda: answer(server) == "BUSY", "the script does not run")
     yield
-    server.client().script_kill()
+    valkey.Valkey(port=server.port).script_kill()
     thread.join()
 
 
@@ -132,7 +133,7 @@ def test_a_black_hole(skeleton: Path, tmp_path: Path) -> None:
         job_ids = enqueue(api, "work", *[{"key": key, "seconds": 8} for key in sorted(keys)])
         journal.wait("begin", count=5)
         [other] = service.start_workers(1, REDIS_URL=server.connection_url)
-        with proxy.silent():
+        with proxy.black_hole():
             for _ in range(2):
                 start = time.monotonic()
                 assert ready(api).status_code == 503
@@ -168,7 +169,7 @@ def test_a_task_that_enqueues_into_a_black_hole(skeleton: Path, tmp_path: Path) 
         delayed = [{"key": str(number), "seconds": 0.3} for number in range(5)]
         enqueue(api, "enqueue_later", *delayed)
         journal.wait("begin", count=7)
-        with proxy.silent():
+        with proxy.black_hole():
             time.sleep(5)
         journal.wait_for("end", {f"{number}-child" for number in range(5)})
         assert all(len(runs) == 1 for runs in journal.runs().values())

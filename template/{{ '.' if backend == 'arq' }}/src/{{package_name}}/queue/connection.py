@@ -20,6 +20,7 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 SCRIPTS = Path(__file__).with_name("scripts")
 CONNECT_TIMEOUT = 1  # seconds
+SOCKET_TIMEOUT = 3  # seconds, longer than a worker waits for a wake-up
 FIRST_PAUSE = 0.05  # seconds between two attempts to reach Redis
 LONGEST_PAUSE = 1
 # What a server answers that cannot do a thing now, and has done nothing.
@@ -41,6 +42,7 @@ def connect(settings: QueueSettings, **options: Any) -> ArqRedis:
     """Return a client with its own pool; nothing is sent yet. Options are those of redis-py."""
     defaults: dict[str, Any] = {
         "socket_connect_timeout": CONNECT_TIMEOUT,
+        "socket_timeout": SOCKET_TIMEOUT,
         "socket_keepalive": True,
         "max_connections": 50,
         "timeout": None,

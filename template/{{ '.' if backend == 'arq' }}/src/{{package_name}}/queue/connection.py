@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from arq import ArqRedis
 from redis.asyncio import BlockingConnectionPool
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import ReadOnlyError, RedisError, ResponseError
 
 from .documents import STORED_MS, deserialize, serialize
 from .errors import QueueUnavailableError
@@ -69,11 +69,17 @@ class Script:
 
     def __init__(self, redis: ArqRedis, name: str) -> None:
         text = (SCRIPTS / f"{name}.lua").read_text("utf-8")
+        self._pool = redis.connection_pool
         self._script: Any = redis.register_script(text)
 
     async def __call__(self, *arguments: str | bytes | float) -> Any:
         """Run it in one round trip."""
-        return await self._script(args=arguments)
+        try:
+            return await self._script(args=arguments)
+        except ReadOnlyError:
+            # A failover: the name may stand for another server by now.
+            await self._pool.disconnect(inuse_connections=False)
+            raise
 
 
 def has_done_nothing(error: BaseException) -> bool:

@@ -96,6 +96,7 @@ class Leases(threading.Thread):
                 self._renew()
                 pause = self._seconds / RENEWALS
             except (RedisError, OSError):
+                self._redis.connection_pool.disconnect()
                 pause = min(RETRY_PAUSE, self._seconds / RENEWALS)
             self._give_up_old()
         self._redis.close()

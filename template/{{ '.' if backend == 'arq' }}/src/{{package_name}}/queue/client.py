@@ -238,6 +238,7 @@ class TaskQueue:
                 pipe.zcard(self.keys.queue(name))
                 pipe.zrange(self.keys.queue(name), 0, 0, withscores=True)
             (seconds, micro), workers, *sizes = await pipe.execute()
+            await self._enqueuer.check()
         now = seconds + micro / 1e6
         due = [score / 1000 for first in sizes[1::2] for _, score in first]
         oldest = max([0.0, *(now - each for each in due)]) if any(e <= now for e in due) else None

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from arq import ArqRedis
 from redis.asyncio import BlockingConnectionPool
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import ReadOnlyError, RedisError, ResponseError
 
 from .documents import STORED_MS, deserialize, serialize
 from .errors import QueueUnavailableError
@@ -20,6 +20,7 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 SCRIPTS = Path(__file__).with_name("scripts")
 CONNECT_TIMEOUT = 1  # seconds
+SOCKET_TIMEOUT = 3  # seconds, longer than a worker waits for a wake-up
 FIRST_PAUSE = 0.05  # seconds between two attempts to reach Redis
 LONGEST_PAUSE = 1
 # What a server answers that cannot do a thing now, and has done nothing.
@@ -41,6 +42,7 @@ def connect(settings: QueueSettings, **options: Any) -> ArqRedis:
     """Return a client with its own pool; nothing is sent yet. Options are those of redis-py."""
     defaults: dict[str, Any] = {
         "socket_connect_timeout": CONNECT_TIMEOUT,
+        "socket_timeout": SOCKET_TIMEOUT,
         "socket_keepalive": True,
         "max_connections": 50,
         "timeout": None,
@@ -67,11 +69,17 @@ class Script:
 
     def __init__(self, redis: ArqRedis, name: str) -> None:
         text = (SCRIPTS / f"{name}.lua").read_text("utf-8")
+        self._pool = redis.connection_pool
         self._script: Any = redis.register_script(text)
 
     async def __call__(self, *arguments: str | bytes | float) -> Any:
         """Run it in one round trip."""
-        return await self._script(args=arguments)
+        try:
+            return await self._script(args=arguments)
+        except ReadOnlyError:
+            # A failover: the name may stand for another server by now.
+            await self._pool.disconnect(inuse_connections=False)
+            raise
 
 
 def has_done_nothing(error: BaseException) -> bool:

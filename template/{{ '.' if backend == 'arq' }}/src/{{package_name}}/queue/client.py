@@ -38,6 +38,7 @@ from .settings import QueueSettings
 from .task import Step, Task
 
 P = ParamSpec("P")
+LIFETIME = 3  # health intervals without a sign of life until a worker counts as lost
 
 
 class TaskQueue:
@@ -233,19 +234,26 @@ class TaskQueue:
             self.redis.pipeline(transaction=True) as pipe,
         ):
             pipe.time()
-            pipe.zrange(self.keys.workers, 0, -1, withscores=True)
             for name in names:
                 pipe.zcard(self.keys.queue(name))
                 pipe.zrange(self.keys.queue(name), 0, 0, withscores=True)
-            (seconds, micro), workers, *sizes = await pipe.execute()
+            (seconds, micro), *sizes = await pipe.execute()
             await self._enqueuer.check()
         now = seconds + micro / 1e6
         due = [score / 1000 for first in sizes[1::2] for _, score in first]
         oldest = max([0.0, *(now - each for each in due)]) if any(e <= now for e in due) else None
-        alive = [
-            seen for _, seen in workers if seen / 1000 > now - 3 * self.settings.health_interval
-        ]
-        return QueueHealth(depth=sum(sizes[::2]), oldest_seconds=oldest, worker=bool(alive))
+        workers = len(await self.living_workers())
+        return QueueHealth(depth=sum(sizes[::2]), oldest_seconds=oldest, workers=workers)
+
+    async def living_workers(self) -> list[str]:
+        """Return the workers that have shown a sign of life of late, each as its host and its id."""
+        async with translate_redis_errors(self._timeout):
+            seconds, microseconds = await self._redis.time()
+            oldest = (
+                seconds + microseconds / 1e6 - LIFETIME * self.settings.health_interval
+            ) * 1000
+            names = await self._redis.zrange(self.keys.workers, oldest, "+inf", byscore=True)
+        return [name.decode() for name in names]
 
     async def _enqueue(
         self,

@@ -58,7 +58,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root.mkdir()
     for name in ("README.md", "LICENSE", "copier.yml", "pyproject.toml"):
         shutil.copy(CHECKOUT / name, root)
-    for name in ("src", "template"):
+    for name in ("src", "template", "fragments"):
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(CHECKOUT / name, root / name, ignore=ignored)
     # The template need not have an executable file; what is made from one is executable too.

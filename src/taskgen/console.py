@@ -1,5 +1,6 @@
-"""What people see: progress, the tree of what was made, next steps, comparisons, errors."""
+"""Terminal output: progress, the tree of a service, next steps, comparisons, errors."""
 
+import os
 import shlex
 import shutil
 import sys
@@ -16,30 +17,31 @@ from rich.tree import Tree
 
 from taskgen.backends import BACKENDS, Backend
 from taskgen.errors import TaskgenError
-from taskgen.project import Service, Step
+from taskgen.overview import Entry, summarize
+from taskgen.project import Progress, Service
 
-# Below this, a table of three columns is no longer readable.
-_WIDE = 78
+# Narrower than this, a table of three columns cannot be read.
+_TABLE_WIDTH = 78
 
+# Of each level of a tree.
+_INDENT = 4
 
-def _console(*, stderr: bool = False) -> Console:
-    # What it prints are names and answers: nothing in them is markup or an emoji code.
-    return Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+_UNLIMITED = 10_000
 
 
 @contextmanager
-def progress() -> Generator[Step, None, None]:
-    """Show what happens: a spinner on a terminal, plain lines elsewhere.
+def progress() -> Generator[Progress, None, None]:
+    """Show the current step: a spinner on a terminal, plain lines elsewhere.
 
     Yields:
-        What to call with each next step. The first call starts the spinner, so that it does not
-        run while questions are asked.
+        A function to call with the name of each step. The first call starts the spinner, so that
+        it does not run while questions are asked.
     """
     console = _console(stderr=True)
     if not sys.stderr.isatty():
         yield lambda step: console.print(f"{step}...", soft_wrap=True)
         return
-    status = console.status("", spinner="dots" if _speaks_unicode(console) else "line")
+    status = console.status("", spinner="dots" if _supports_unicode(console) else "line")
 
     def show(step: str) -> None:
         status.update(Text(f"{step}..."))
@@ -51,39 +53,45 @@ def progress() -> Generator[Step, None, None]:
         status.stop()
 
 
-def show_service(service: Service, *, dry_run: bool) -> None:
-    """Show the tree of a service, and what to do with it next."""
+def print_service(service: Service) -> None:
+    """Print an overview of a new service, and what to do with it next."""
     console = _console()
-    console.print(_tree(service.path.name, service.files), soft_wrap=True)
+    _print_tree(console, _overview(service, console.width))
     console.print()
-    if dry_run:
-        console.print(f"{len(service.files)} files. Nothing was written: this was a dry run.")
-        return
-    console.print(f"Made {_nearby(service.path)}", style="bold green", soft_wrap=True)
+    created = f"Created {service.path.name}: {len(service.files)} files"
+    console.print(created, style="bold green", soft_wrap=True)
     console.print("Next:")
     for command in next_steps(service):
         console.print(f"  {command}", style="cyan", soft_wrap=True)
 
 
-def show_notes(service: Service) -> None:
-    """Say what was left out, and why."""
+def print_files(service: Service) -> None:
+    """Print every file that a dry run would have written."""
+    console = _console()
+    _print_tree(console, _full_tree(service))
+    console.print()
+    console.print(f"{len(service.files)} files. Nothing was written: this was a dry run.")
+
+
+def print_notes(service: Service) -> None:
+    """Print what differs from the usual, on standard error."""
     for note in service.notes:
-        _say(Text(f"Note: {note}", style="yellow"))
+        _print_line(Text(f"Note: {_visible(note)}", style="yellow"))
 
 
 def next_steps(service: Service) -> list[str]:
-    """List the commands that a user runs next, to be typed as they are."""
-    near = _nearby(service.path)
+    """Return the commands to run next, quoted for a shell."""
+    near = _relative(service.path)
     commands = [f"cd {shlex.quote(str(near))}"] if near != Path() else []
     if shutil.which("uv") is None:
         commands.append("pip install uv")
     if not service.synced:
         commands.append("uv sync")
-    return [*commands, "uv run dev", "uv run pytest"]
+    return [*commands, *(_program(service, name) for name in ("dev", "pytest"))]
 
 
 def as_json(service: Service, *, dry_run: bool) -> dict[str, Any]:
-    """Put a service into the form that `--json` prints."""
+    """Return what `--json` prints of a service."""
     return {
         "path": str(service.path),
         "project_name": service.answers["project_name"],
@@ -95,14 +103,16 @@ def as_json(service: Service, *, dry_run: bool) -> dict[str, Any]:
         "dry_run": dry_run,
         "git": service.git,
         "synced": service.synced,
+        "environment": str(service.environment / ".venv"),
+        "notes": service.notes,
         "next_steps": [] if dry_run else next_steps(service),
     }
 
 
-def show_backends() -> None:
-    """Show the comparison of the backends: a table, or one list for each where that is narrow."""
+def print_backends() -> None:
+    """Print the comparison of the backends: a table, or a list of each on a narrow terminal."""
     console = _console()
-    if console.width < _WIDE:
+    if console.width < _TABLE_WIDTH:
         for backend in BACKENDS:
             console.print(_heading(backend))
             for aspect, value in backend.aspects():
@@ -120,15 +130,25 @@ def show_backends() -> None:
     console.print(f"This version of taskgen generates {generated}.")
 
 
-def show_error(error: TaskgenError) -> None:
-    """Say what is wrong and what to do about it, on standard error."""
-    _say(Text.assemble(("Error: ", "bold red"), _visible(error.message)))
-    _say(Text.assemble(("Hint: ", "bold"), _visible(error.hint)))
+def print_error(error: TaskgenError) -> None:
+    """Print an error and its hint, on standard error."""
+    _print_line(Text.assemble(("Error: ", "bold red"), _visible(error.message)))
+    _print_line(Text.assemble(("Hint: ", "bold"), _visible(error.hint)))
 
 
-def _say(text: Text) -> None:
+def _console(*, stderr: bool = False) -> Console:
+    # It prints names and answers: they contain no markup and no emoji codes.
+    return Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+
+
+def _print_tree(console: Console, tree: Tree) -> None:
+    # Rich cuts off what is wider than the terminal. The terminal breaks it.
+    console.print(tree, soft_wrap=True, width=_UNLIMITED)
+
+
+def _print_line(text: Text) -> None:
     console = _console(stderr=True)
-    # A log or a pipe gets its lines whole; a terminal, however narrow, gets whole words.
+    # A log or a pipe gets whole lines; a terminal, however narrow, gets whole words.
     console.print(text, soft_wrap=not console.is_terminal)
 
 
@@ -137,17 +157,25 @@ def _heading(backend: Backend) -> Text:
     return Text(f"{backend.name}\n({generated})", style="bold cyan")
 
 
-def _nearby(path: Path) -> Path:
+def _relative(path: Path) -> Path:
     try:
         here = Path.cwd()
-    except FileNotFoundError:  # It has been removed under the feet of the shell.
+    except FileNotFoundError:  # The shell's folder has been removed.
         return path
     return path.relative_to(here) if path.is_relative_to(here) else path
 
 
-def _tree(name: str, files: Sequence[Path]) -> Tree:
-    branches = {Path(): Tree(Text(f"{name}/", style="bold"))}
-    for file in files:
+def _program(service: Service, name: str) -> str:
+    # `uv run` puts the environment on PATH, whose separator a path cannot contain.
+    if os.pathsep not in str(service.environment):
+        return f"uv run {name}"
+    environment = Path() if service.environment == service.path else service.environment
+    return shlex.quote(str(environment / ".venv/bin" / name))
+
+
+def _full_tree(service: Service) -> Tree:
+    branches = {Path(): Tree(Text(f"{service.path.name}/", style="bold"))}
+    for file in service.files:
         for folder in reversed(file.parents):
             if folder not in branches:
                 branches[folder] = branches[folder.parent].add(Text(f"{folder.name}/", "bold"))
@@ -155,12 +183,35 @@ def _tree(name: str, files: Sequence[Path]) -> Tree:
     return branches[Path()]
 
 
-def _speaks_unicode(console: Console) -> bool:
+def _overview(service: Service, width: int) -> Tree:
+    package: str = service.answers["package_name"]
+    summary = summarize(service.path.name, service.files, package, width)
+    tree = Tree(Text(summary.name, "bold"))
+    _add_entries(tree, summary.entries, _description_column(summary.entries))
+    return tree
+
+
+def _add_entries(tree: Tree, entries: Sequence[Entry], column: int) -> None:
+    for entry in entries:
+        if entry.description:
+            label = Text.assemble((entry.name.ljust(column), "bold"), entry.description)
+        else:
+            label = Text(entry.name, "bold" if entry.entries else "")
+        _add_entries(tree.add(label), entry.entries, column - _INDENT)
+
+
+def _description_column(entries: Sequence[Entry]) -> int:
+    widths = [len(entry.name) + 2 for entry in entries if entry.description]
+    widths += [_description_column(entry.entries) + _INDENT for entry in entries]
+    return max(widths, default=0)
+
+
+def _supports_unicode(console: Console) -> bool:
     return console.encoding.startswith("utf")
 
 
 def _visible(text: str) -> str:
-    # A value that the user gave may hold what moves the cursor or turns the text around.
+    # A value that the user gave may contain what moves the cursor or turns the text around.
     return "".join(
         char if char.isprintable() or char == "\n" else ascii(char)[1:-1] for char in text
     )

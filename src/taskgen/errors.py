@@ -1,11 +1,11 @@
-"""What can go wrong, told where the cause is known, and printed by the command line alone."""
+"""Errors that a user can act on, raised where the cause is known and printed by the CLI."""
 
 
 class TaskgenError(Exception):
-    """Something failed, and the user can do something about it.
+    """Raised when a command cannot be completed.
 
     Args:
-        message: One sentence: what is wrong.
+        message: What is wrong, in one sentence.
         hint: What to do about it.
     """
 
@@ -18,6 +18,18 @@ class TaskgenError(Exception):
 
 
 class UsageError(TaskgenError):
-    """The command line asks for something that cannot be, whatever the machine's state."""
+    """Raised when the command line is invalid, whatever the state of the machine."""
 
     exit_code = 2
+
+
+class OutputError(TaskgenError):
+    """Raised when standard output cannot be written.
+
+    Args:
+        problem: The error of the write.
+        hint: What was done all the same.
+    """
+
+    def __init__(self, problem: OSError, hint: str) -> None:
+        super().__init__(f"Standard output: {problem.strerror or problem}.", hint)

@@ -6,7 +6,7 @@ from fastapi import APIRouter, HTTPException, Query, Response
 
 from ..queue import DeadJob, Receipt
 from .deps import Queue
-from .jobs import JobAccepted, accept
+from .jobs import Accept, JobAccepted
 
 router = APIRouter(tags=["dead jobs"])
 NOT_FOUND = HTTPException(404, "There is no such dead job.")
@@ -17,7 +17,7 @@ async def list_dead_jobs(
     queue: Queue,
     response: Response,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
-    offset: Annotated[int, Query(ge=0)] = 0,
+    offset: Annotated[int, Query(ge=0, le=1_000_000_000)] = 0,
 ) -> list[DeadJob]:
     """Return dead jobs, the newest first; `X-Total-Count` is the number of all."""
     response.headers["X-Total-Count"] = str(await queue.dead.count())
@@ -25,14 +25,14 @@ async def list_dead_jobs(
 
 
 @router.post("/dead/{job_id}/retry", status_code=202)
-async def retry_dead_job(job_id: str, queue: Queue, response: Response) -> JobAccepted:
+async def retry_dead_job(job_id: str, queue: Queue, accept: Accept) -> JobAccepted:
     """Enqueue a dead job again, under its id."""
     try:
         if not await queue.dead.retry(job_id):
             raise NOT_FOUND
     except ValueError as error:
         raise HTTPException(409, f"{error}.") from error
-    return accept(Receipt(job_id), response)
+    return accept(Receipt(job_id))
 
 
 @router.delete("/dead/{job_id}", status_code=204)

@@ -36,13 +36,12 @@ class Batcher(Generic[Item, Reply]):
         """Send an item with others, and return its reply."""
         future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, future))
-        if self._sender is None:
+        if self._sender is None:  # it begins when all tasks of this turn have put theirs
             self._sender = asyncio.create_task(self._send_all())
         return await future
 
     async def _send_all(self) -> None:
         try:
-            await asyncio.sleep(0)  # others may come in the same turn
             while self._waiting:
                 batch = self._take()
                 try:
@@ -55,7 +54,6 @@ class Batcher(Generic[Item, Reply]):
                     for (_, future), reply in zip(batch, replies, strict=True):
                         if not future.done():
                             future.set_result(reply)
-                await asyncio.sleep(0)
         finally:
             self._sender = None
             for _, future in self._waiting:

@@ -4,10 +4,11 @@ import asyncio
 import copy
 import hmac
 import secrets
+import time
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
-from datetime import UTC, datetime, timedelta
-from itertools import islice
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Any, ParamSpec, Self
 from uuid import uuid4
 
@@ -100,11 +101,15 @@ class TaskQueue:
     async def enqueue_many(
         self, task: Task[..., Any], calls: Iterable[Mapping[str, Any]], /
     ) -> list[Receipt]:
-        """Run a task once for each set of arguments; a thousand jobs take one round trip."""
+        """Run a task once for each set of arguments; a thousand jobs take one round trip.
+
+        All arguments are validated before the first job is enqueued.
+        """
+        encoded = [(self._encode(task, (), call), task.unique_key(**call)) for call in calls]
         receipts: list[Receipt] = []
-        remaining = iter(calls)
-        while some := list(islice(remaining, MOST_ITEMS)):
-            receipts += await asyncio.gather(*(self._enqueue(task, (), call) for call in some))
+        for first in range(0, len(encoded), MOST_ITEMS):
+            some = encoded[first : first + MOST_ITEMS]
+            receipts += await asyncio.gather(*(self._send(task, *each) for each in some))
         return receipts
 
     async def schedule(self, task: Task[..., Any], now: datetime, /) -> None:
@@ -236,7 +241,9 @@ class TaskQueue:
         now = seconds + micro / 1e6
         due = [score / 1000 for first in sizes[1::2] for _, score in first]
         oldest = max([0.0, *(now - each for each in due)]) if any(e <= now for e in due) else None
-        alive = [seen for _, seen in workers if seen / 1000 > now - 3 * self.settings.health_interval]
+        alive = [
+            seen for _, seen in workers if seen / 1000 > now - 3 * self.settings.health_interval
+        ]
         return QueueHealth(depth=sum(sizes[::2]), oldest_seconds=oldest, worker=bool(alive))
 
     async def _enqueue(
@@ -246,10 +253,21 @@ class TaskQueue:
         kwargs: Mapping[str, Any],
         due: str = "+0",
     ) -> Receipt:
+        arguments = self._encode(task, args, kwargs)
+        return await self._send(task, arguments, task.unique_key(*args, **kwargs), due)
+
+    def _encode(
+        self, task: Task[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> bytes:
         arguments = task.arguments.encode(args, kwargs)
         self._check_size(task, arguments)
+        return arguments
+
+    async def _send(
+        self, task: Task[..., Any], arguments: bytes, key: str | None, due: str = "+0"
+    ) -> Receipt:
         job_id, kind = uuid4().hex, ""
-        if (key := task.unique_key(*args, **kwargs)) is not None:
+        if key is not None:
             job_id, kind = await self._job_id(f"unique:{task.name}:{key}"), "unique"
         elif self._key is not None:
             job_id, kind = await self._job_id(f"key:{task.name}:{self._key}"), "key"
@@ -304,33 +322,34 @@ class TaskQueue:
             pipe.zscore(self.keys.service, job_id)
             pipe.time()
             values = await pipe.execute(raise_on_error=False)
-        *values, now = [None if isinstance(each, Exception) else each for each in values]
-        result, job, token, attempts, holder, score = values
-        record = _Record(result, token, _number(attempts), (holder or b"").startswith(b"lost:"))
-        record.queue = self.keys.service
-        if now is not None:
-            record.now_ms = now[0] * 1000 + now[1] // 1000
+        *values, now = values
+        result, job, token, attempts, holder, score = (
+            None if isinstance(each, Exception) else each for each in values
+        )
+        now_ms = now[0] * 1000 + now[1] // 1000
+        lost = (holder or b"").startswith(b"lost:")
+        queue, attempts = self.keys.service, _number(attempts)
+        record = _Record(queue, result, token, attempts, score, now_ms, lost)
         with suppress(ValidationError):
             record.stored = StoredJob.model_validate_json(job or b"")
         if score is None and record.stored and record.stored.q:
             record.queue = self.keys.queue(record.stored.q)
-            score = await self._redis.zscore(record.queue, job_id)
-        record.due_ms = score
+            record.due_ms = await self._redis.zscore(record.queue, job_id)
         return record
 
 
+@dataclass(slots=True)
 class _Record:
     """What is stored of a job."""
 
-    def __init__(self, result: bytes | None, token: bytes | None, attempts: int, lost: bool) -> None:  # noqa: FBT001
-        self.result = result
-        self.token = token
-        self.attempts = attempts
-        self.lost = lost
-        self.queue = ""
-        self.now_ms = 0
-        self.due_ms: float | None = None
-        self.stored: StoredJob | None = None
+    queue: str
+    result: bytes | None
+    token: bytes | None
+    attempts: int
+    due_ms: float | None
+    now_ms: int
+    lost: bool
+    stored: StoredJob | None = None
 
 
 @asynccontextmanager
@@ -353,7 +372,7 @@ async def open_queue(
 
 
 def _now_ms() -> int:
-    return int(datetime.now(UTC).timestamp() * 1000)
+    return int(time.time() * 1000)
 
 
 def _same_arguments(document: bytes, arguments: bytes) -> bool:

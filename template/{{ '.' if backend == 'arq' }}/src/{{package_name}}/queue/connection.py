@@ -111,12 +111,14 @@ class Outage:
         """Let waiting calls fail: the worker ends."""
         self._abandoned = True
 
-    async def persist(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Repeat a call until Redis answers. The call must be safe to repeat.
+    async def persist(
+        self, call: Callable[[], Awaitable[T]], *, give_up: Callable[[], bool] = lambda: False
+    ) -> T:
+        """Repeat a call, which must be safe to repeat, until Redis answers.
 
         Raises:
-            RedisError: The worker ends.
-            OSError: The worker ends.
+            RedisError: Redis is unavailable, and waiting was given up or abandoned.
+            OSError: As above.
         """
         pause = FIRST_PAUSE
         while True:
@@ -124,7 +126,7 @@ class Outage:
                 result = await call()
             except (RedisError, OSError) as error:
                 self._begin(error)
-                if self._abandoned:
+                if self._abandoned or give_up():
                     raise
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, LONGEST_PAUSE)

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from pydantic_core import to_json
 
 from .connection import Script, translate_redis_errors
-from .documents import STORED_MS, StoredResult, job_document, job_from_result
+from .documents import STORED_MS, ChainLink, StoredResult, job_document, job_from_result
 from .keys import Keys
 from .models import DeadJob
 from .settings import QueueSettings
@@ -70,18 +70,24 @@ class DeadJobs:
                 raise ValueError("what this job was to do is not known")
             queue = stored.q or DEFAULT_QUEUE
             payload = job_document(
-                stored.f, to_json(stored.k), stored.ft, queue, positional=to_json(stored.a)
+                stored.f,
+                to_json(stored.k),
+                stored.ft,
+                queue,
+                positional=to_json(stored.a),
+                chain=to_json(stored.c),
             )
-            return await self._take(job_id, self._keys.queue(queue), payload)
+            return await self._take(job_id, self._keys.queue(queue), payload, stored.c)
 
     async def delete(self, job_id: str) -> bool:
         """Forget a dead job; return False if there is no such dead job."""
         async with translate_redis_errors(self._timeout):
-            return await self._take(job_id, self._keys.service, b"")
+            return await self._take(job_id, self._keys.service, b"", None)
 
-    async def _take(self, job_id: str, queue: str, payload: bytes) -> bool:
-        taken = await self._requeue(self._keys.service, job_id, queue, payload, STORED_MS)
-        return bool(taken)
+    async def _take(self, job_id: str, queue: str, payload: bytes, link: ChainLink | None) -> bool:
+        chain = (link.id, f"{link.index} queued") if link else ("", "")
+        service = self._keys.service
+        return bool(await self._requeue(service, job_id, queue, payload, STORED_MS, *chain))
 
 
 def _dead_job(job_id: str, document: bytes) -> DeadJob:

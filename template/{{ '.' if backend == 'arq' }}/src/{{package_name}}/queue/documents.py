@@ -120,18 +120,23 @@ def result_document(  # noqa: PLR0913 - the parts of a result
     finished_ms: int,
 ) -> bytes:
     """Write a result that is JSON already."""
-    return b'{"t":%d,"f":%b,"a":%b,"k":%b,"et":%d,"s":%b,"r":%b,"st":%d,"ft":%d,"q":%b,"id":%b}' % (
-        attempts,
-        to_json(job.f),
-        to_json(job.a),
-        to_json(job.k),
-        job.et,
-        b"true" if succeeded else b"false",
-        result,
-        started_ms,
-        finished_ms,
-        to_json(job.q),
-        to_json(job_id),
+    chain = b',"c":%b' % to_json(job.c) if job.c else b""
+    return (
+        b'{"t":%d,"f":%b,"a":%b,"k":%b,"et":%d,"s":%b,"r":%b,"st":%d,"ft":%d,"q":%b,"id":%b%b}'
+        % (
+            attempts,
+            to_json(job.f),
+            to_json(job.a),
+            to_json(job.k),
+            job.et,
+            b"true" if succeeded else b"false",
+            result,
+            started_ms,
+            finished_ms,
+            to_json(job.q),
+            to_json(job_id),
+            chain,
+        )
     )
 
 
@@ -145,7 +150,11 @@ def job_from_result(job_id: str, document: bytes) -> Job:
             job.result, job.error = stored.r, None
         else:
             job.error = str(stored.error())
-        job.function, job.attempts, job.enqueued_at = stored.f, stored.t or 0, to_datetime(stored.et)
+        job.function, job.attempts, job.enqueued_at = (
+            stored.f,
+            stored.t or 0,
+            to_datetime(stored.et),
+        )
         job.started_at, job.finished_at = to_datetime(stored.st), to_datetime(stored.ft)
     return job
 

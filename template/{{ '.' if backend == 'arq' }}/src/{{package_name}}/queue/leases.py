@@ -20,6 +20,7 @@ from .settings import QueueSettings
 
 RENEWALS = 3  # in the time of one lease
 RETRY_PAUSE = 0.2  # seconds
+LOOP_PAUSE = 0.05  # seconds
 SAFETY = 0.9  # of a lease after which it counts as lost, if it could not be renewed
 
 
@@ -62,6 +63,7 @@ class Leases(threading.Thread):
         self._held: dict[bytes, Lease] = {}
         self._loop = asyncio.get_running_loop()
         self._loop_seen_at = time.monotonic()
+        self._current: asyncio.Task[Any] | None = None
         self._stopped = threading.Event()
 
     def hold(self, lease: Lease) -> None:
@@ -82,7 +84,13 @@ class Leases(threading.Thread):
         pause = self._seconds / RENEWALS
         while not self._stopped.wait(pause):
             self._loop.call_soon_threadsafe(self._see_loop)
+            # A turn of the loop may take long where many tasks are slow: see one follow another.
+            current = asyncio.current_task(self._loop)
+            if current is not self._current:
+                self._current = current
+                self._see_loop()
             if time.monotonic() - self._loop_seen_at > self._seconds:
+                pause = LOOP_PAUSE  # it stands still: look again soon, to learn what was lost
                 continue
             try:
                 self._renew()

@@ -128,6 +128,7 @@ def report_of(
     """Return what Redis is told of an attempt; None if another worker holds the job."""
     name = f"job {held.job_id} ({stored.f})"
     error: StoredError | None = None
+    result = b""
     match outcome:
         case Again(delay, reason):
             logger.warning("%s runs again in %.1f s: %s", name, delay, reason)
@@ -144,10 +145,11 @@ def report_of(
             status, error = "failed", StoredError(type=type_, message=message, traceback=traceback)
             logger.error("%s failed: %s\n%s", name, error, traceback)
         case Success(document):
-            status = "complete"
+            status, result = "complete", document
     seconds = (now_ms - held.started_ms) / 1000 if held.started_ms else 0
-    logger.info("%s %s in %.3f s", name, status, seconds)
-    result = document if error is None else to_json(error)
+    if status != "failed":
+        logger.info("%s %s in %.3f s", name, status, seconds)
+    result = to_json(error) if error else result
     return Report(
         held,
         "dead" if status == "failed" else "end",

@@ -1,25 +1,22 @@
 """Users, and the email that greets them."""
 
-import logging
 from uuid import UUID
 
 from fastapi import APIRouter, BackgroundTasks, HTTPException
-from pydantic import BaseModel, EmailStr
+from pydantic import BaseModel
 from sqlalchemy.exc import IntegrityError
 
 from ..db import User
-from ..resources import Resources
 from ..tasks.emails import greet
-from .deps import AppResources, Line, Session
+from .deps import AppResources, Email, Line, Session
 
 router = APIRouter(tags=["users"])
-logger = logging.getLogger(__name__)
 
 
 class UserRequest(BaseModel):
     """A user to add."""
 
-    email: EmailStr
+    email: Email
     name: Line
 
 
@@ -31,11 +28,7 @@ class UserInfo(UserRequest):
 
 @router.post("/users", status_code=201, response_model=UserInfo)
 async def add_user(
-    body: UserRequest,
-    session: Session,
-    resources: AppResources,
-    background_tasks: BackgroundTasks,
-
+    body: UserRequest, session: Session, resources: AppResources, background_tasks: BackgroundTasks
 ) -> User:
     """Add a user, and greet them by email: without a queue, since a greeting may be lost."""
     user = User(email=body.email, name=body.name)
@@ -44,13 +37,5 @@ async def add_user(
         await session.commit()
     except IntegrityError as error:
         raise HTTPException(409, "There is a user with this email.") from error
-    background_tasks.add_task(greet_quietly, resources, user.id)
+    background_tasks.add_task(greet, resources, user.id)
     return user
-
-
-async def greet_quietly(resources: Resources, user_id: UUID) -> None:
-    """Greet a user; an error is logged, since nobody waits for it."""
-    try:
-        await greet(resources, user_id)
-    except Exception:
-        logger.exception("user %s was not greeted", user_id)

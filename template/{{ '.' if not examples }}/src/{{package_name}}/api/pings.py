@@ -1,11 +1,11 @@
 """An example to replace: a route that enqueues a task."""
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter
 from pydantic import BaseModel
 
 from ..tasks.ping import ping
 from .deps import IdempotencyKey, Queue
-from .jobs import JobAccepted, accept
+from .jobs import Accept, JobAccepted
 
 router = APIRouter(tags=["pings"])
 
@@ -18,8 +18,11 @@ class PingRequest(BaseModel):
 
 @router.post("/pings", status_code=202)
 async def request_ping(
-    body: PingRequest, queue: Queue, response: Response, idempotency_key: IdempotencyKey = None
+    body: PingRequest,
+    queue: Queue,
+    accept: Accept,
+    idempotency_key: IdempotencyKey = None,
 ) -> JobAccepted:
     """Enqueue a ping; the answer to it is the job's result."""
     receipt = await queue.once(idempotency_key).enqueue(ping, message=body.message)
-    return accept(receipt, response)
+    return accept(receipt)

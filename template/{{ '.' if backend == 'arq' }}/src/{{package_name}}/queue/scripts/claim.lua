@@ -15,6 +15,7 @@ local STORED = 2592000000
 local POSTPONED = 1000
 local MARGIN = 50 -- between a claim and the start of its task
 local LOOKS = 20
+local FORGIVEN = 2
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local aborts = redis.call('TYPE', 'arq:abort').ok == 'zset'
@@ -50,7 +51,7 @@ local function rate_limited(name, limit)
 end
 
 -- Mark all jobs of a lost worker. One that was alone with its worker has used up an attempt; the
--- others may be innocent, and have not.
+-- others may be innocent, and are forgiven twice.
 local function mark_lost(lost)
   local held = redis.call('HGETALL', running)
   local ids = {}
@@ -61,7 +62,7 @@ local function mark_lost(lost)
   end
   for _, each in ipairs(ids) do
     local crashes = each[2]:match(':(%d+)$') + 1
-    local kind = #ids == 1 and 'alone' or 'shared'
+    local kind = (#ids == 1 or crashes > FORGIVEN) and 'counts' or 'forgiven'
     redis.call('HSET', running, each[1], 'lost:' .. crashes .. ':' .. kind .. ':' .. each[2])
   end
 end
@@ -128,7 +129,7 @@ local function claim_suspects()
       for q = 1, queues do
         local score = redis.call('ZSCORE', ARGV[6 + 2 * q], held[i])
         if score then
-          local suspect = {ARGV[6 + 2 * q], held[i], score, crashes, kind == 'alone'}
+          local suspect = {ARGV[6 + 2 * q], held[i], score, crashes, kind == 'counts'}
           if tonumber(crashes) == 1 then lost_once[#lost_once + 1] = suspect
           else lost_again = suspect end
         end

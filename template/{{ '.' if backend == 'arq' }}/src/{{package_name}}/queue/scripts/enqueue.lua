@@ -45,7 +45,6 @@ for i = 5, #ARGV, 5 do
   replies[#replies + 1] = ok and reply or {0, false}
 end
 for queue in pairs(wake) do
-  redis.call('LPUSH', queue .. ':wake', 1)
-  redis.call('LTRIM', queue .. ':wake', 0, 0)
+  if redis.call('LPUSH', queue .. ':wake', 1) > 1 then redis.call('LTRIM', queue .. ':wake', 0, 0) end
 end
 return replies

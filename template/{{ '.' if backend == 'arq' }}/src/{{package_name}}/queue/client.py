@@ -120,15 +120,26 @@ class TaskQueue:
         due_ms = int(task.cron.next_after(now).timestamp() * 1000)
         entry = f"{due_ms} {task.cron.fields}"
         async with translate_redis_errors(self._timeout):
-            known = (await self._redis.hget(self.keys.cron, task.name) or b"").decode()
-        if known == entry:
+            known = await self._redis.hget(self.keys.cron, task.name) or b""
+        if known == entry.encode():
             return
-        if known and known.partition(" ")[2] != task.cron.fields:
-            await self.abort(self._cron_id(task, known.partition(" ")[0]))
+        known_ms, _, fields = known.decode("utf-8", "replace").partition(" ")
+        if fields != task.cron.fields:
+            await self._withdraw(self._cron_id(task, known_ms))
         document = job_document(task.name, b"{}", _now_ms(), task.queue)
         await self._put(task.queue, self._cron_id(task, due_ms), document, str(due_ms))
         async with translate_redis_errors(self._timeout):
             await self._redis.hset(self.keys.cron, task.name, entry)
+
+    async def _withdraw(self, job_id: str) -> None:
+        """Take back a job that does not run yet, without a trace: its id may be used again."""
+        async with translate_redis_errors(self._timeout):
+            record = await self._read(job_id)
+            if record.due_ms is not None and record.token is None:
+                async with self._redis.pipeline() as pipe:
+                    pipe.zrem(record.queue, job_id)
+                    pipe.delete(JOB + job_id)
+                    await pipe.execute()
 
     async def chain(self, *steps: Step[Any]) -> str:
         """Run `a.s(x=1), b.s()` one after the other; each gets the result of the one before.
@@ -138,9 +149,11 @@ class TaskQueue:
 
         Raises:
             ValueError: There is no step.
+            InvalidArgumentError: The first step lacks an argument.
         """
         if not steps:
             raise ValueError("a chain needs at least one step")
+        steps[0].task.arguments.decode((), steps[0].arguments)
         chain_id = uuid4().hex
         stored = [self._stored_step(step) for step in steps]
         first, *rest = stored

@@ -59,9 +59,8 @@ class Upkeep:
             running: The jobs that run, by their ids; it changes.
         """
         # No task group: it passes a cancellation on only once.
-        await asyncio.gather(
-            self._show_life(running), self._watch_aborts(running), self._schedule()
-        )
+        routines = self._show_life(running), self._watch_aborts(running), self._schedule()
+        await asyncio.gather(*routines, return_exceptions=True)
 
     async def say_goodbye(self) -> None:
         """Take back the signs of life."""

@@ -31,7 +31,7 @@ from .documents import (
     to_datetime,
 )
 from .enqueueing import Enqueuer, NewJob
-from .errors import IdempotencyConflictError, PayloadTooLargeError
+from .errors import IdempotencyConflictError, PayloadTooLargeError, QueueUnavailableError
 from .keys import ATTEMPTS, IN_PROGRESS, JOB, RESULT, Keys
 from .models import Chain, Job, JobStatus, QueueHealth, Receipt
 from .settings import QueueSettings
@@ -284,7 +284,10 @@ class TaskQueue:
         now = asyncio.get_running_loop().time()
         deadline = now + self._timeout if self._timeout else 0
         key = self.keys.queue(queue)
-        return await self._enqueuer.put(NewJob(key, job_id, document, due, kind, deadline))
+        stored = await self._enqueuer.put(NewJob(key, job_id, document, due, kind, deadline))
+        if stored == b"":
+            raise QueueUnavailableError("a key of the job or of its queue holds another type")
+        return stored
 
     def _check_size(self, task: Task[..., Any], arguments: bytes) -> None:
         most = self.settings.max_payload

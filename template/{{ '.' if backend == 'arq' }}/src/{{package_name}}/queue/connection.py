@@ -134,6 +134,7 @@ class Outage:
 
     def __init__(self) -> None:
         self._since: float | None = None
+        self._back_at = 0.0
         self._abandoned = False
 
     def abandon(self) -> None:
@@ -151,10 +152,11 @@ class Outage:
         """
         pause = FIRST_PAUSE
         while True:
+            sent_at = time.monotonic()
             try:
                 result = await call()
             except (RedisError, OSError) as error:
-                self._begin(error)
+                self._begin(error, sent_at)
                 if self._abandoned or give_up():
                     raise
                 await asyncio.sleep(pause)
@@ -163,8 +165,9 @@ class Outage:
                 self._end()
                 return result
 
-    def _begin(self, error: Exception) -> None:
-        if self._since is None:
+    def _begin(self, error: Exception, sent_at: float) -> None:
+        # A call of the last outage may fail when others have succeeded again.
+        if self._since is None and sent_at > self._back_at:
             self._since = time.monotonic()
             logger.warning("Redis is unavailable, retrying: %s", code(error))
 
@@ -172,6 +175,7 @@ class Outage:
         if self._since is not None:
             logger.warning("Redis is back after %.1f s", time.monotonic() - self._since)
             self._since = None
+            self._back_at = time.monotonic()
 
 
 @asynccontextmanager

@@ -137,9 +137,11 @@ class TaskQueue:
 
         Raises:
             ValueError: There is no step.
+            InvalidArgumentError: The first step lacks an argument.
         """
         if not steps:
             raise ValueError("a chain needs at least one step")
+        steps[0].task.arguments.decode((), steps[0].arguments)  # no result completes them
         chain_id = uuid4().hex
         stored = [self._stored_step(step) for step in steps]
         first, *rest = stored

@@ -115,6 +115,14 @@ async def enqueue_another(ctx: Context, key: str) -> None:
 
 
 @task
+async def enqueue_later(ctx: Context, key: str, seconds: float) -> None:
+    note("begin", key)
+    await asyncio.sleep(seconds)
+    await ctx.resources.queue.enqueue(work, key=f"{key}-child", seconds=0)
+    note("end", key)
+
+
+@task
 async def give_up(ctx: Context, key: str) -> None:
     note("begin", key)
     note("end", key)
@@ -178,8 +186,8 @@ async def crash(ctx: Context, key: str) -> None:
     note("end", key)
 '''
 NAMES = (
-    "await_cure, count, crash, enqueue_another, fail, give_up, hang, limited, stall, stall_once, "
-    "tick, use_redis, work, work_elsewhere, work_in_thread"
+    "await_cure, count, crash, enqueue_another, enqueue_later, fail, give_up, hang, limited, "
+    "stall, stall_once, tick, use_redis, work, work_elsewhere, work_in_thread"
 )
 LISTED = f"""
 from .faults import {NAMES}
@@ -573,6 +581,8 @@ class Proxy:
         for each in self._passing.values():
             each.set()
         self._writers: set[asyncio.StreamWriter] = set()
+        self._swallowed: set[asyncio.StreamWriter] = set()
+        self._swallowing = False
         self._ended = threading.Event()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run)
@@ -614,6 +624,16 @@ class Proxy:
             for each in held:
                 self._loop.call_soon_threadsafe(each.set)
 
+    @contextmanager
+    def black_hole(self) -> Generator[None]:
+        """Swallow all that is sent, until the block ends; what was connected stays lost."""
+        self._swallowed |= self._writers
+        self._swallowing = True
+        try:
+            yield
+        finally:
+            self._swallowing = False
+
     def cut_all(self) -> None:
         """Cut all connections."""
         self._loop.call_soon_threadsafe(self._cut_all)
@@ -644,6 +664,8 @@ class Proxy:
             writer.transport.abort()
             return
         self._writers |= {writer, far_writer}
+        if self._swallowing:
+            self._swallowed |= {writer, far_writer}
         await asyncio.gather(
             self._pass_on(reader, far_writer, "request"),
             self._pass_on(far_reader, writer, "reply"),
@@ -655,6 +677,8 @@ class Proxy:
     ) -> None:
         try:
             while data := await reader.read(1 << 16):
+                if writer in self._swallowed:
+                    continue
                 await self._passing[direction].wait()
                 if self._armed and self._armed[0] == direction:
                     self._armed = direction, self._armed[1] - 1

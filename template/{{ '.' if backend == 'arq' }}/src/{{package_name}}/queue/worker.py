@@ -27,7 +27,6 @@ from .upkeep import Upkeep
 
 logger = logging.getLogger(__name__)
 LONGEST_WAIT = 1  # seconds without a wake-up, for jobs that ARQ's own client has enqueued
-SOCKET_TIMEOUT = 3  # seconds, longer than the longest wait
 GATHER = 0.002  # seconds in which slots become free, before jobs are claimed for them
 MOST_BYTES = 4_194_304  # of payloads in one claim
 SUSPECTS = 10  # of so many slots, one is for suspects
@@ -97,7 +96,7 @@ class Worker:
         self._free = {self._keys.queue(name): count for name, count in settings.queues.items()}
         self._slots = sum(self._free.values())
         # redis-py does not tell its asynchronous replies from the others.
-        self._redis: Any = connect(settings, socket_timeout=SOCKET_TIMEOUT)
+        self._redis: Any = connect(settings)
         self._claim_script = Script(self._redis, "claim")
         self._outage = Outage()
         self._reporter = Reporter(self._redis, settings, self._outage)

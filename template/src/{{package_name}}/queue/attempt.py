@@ -205,7 +205,7 @@ class Attempt:
         number = self.context.attempt
         if isinstance(error, Retry):
             if number < max(self.task.retry.max_attempts, self.limits.max_attempts):
-                delay = min(error.defer, LONGEST_DELAY) if error.defer > 0 else 0
+                delay = min(error.defer, LONGEST_DELAY) if error.defer > 0 else 0  # NaN is none
                 return Again(delay, describe(error))
         elif self.task.retry.allows(error, number):
             return Again(self.task.retry.delay(number), describe(error))

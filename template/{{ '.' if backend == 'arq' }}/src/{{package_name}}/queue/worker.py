@@ -151,7 +151,9 @@ class Worker:
                 seconds = await self._claim_and_start()
             except (RedisError, OSError):
                 break  # stopped while Redis was unavailable
-            if self._burst and not self._running and seconds >= LONGEST_WAIT:
+            # What has ended since the claim was sent may have made another job due.
+            idle = not self._jobs and not self._news.is_set()
+            if self._burst and idle and seconds >= LONGEST_WAIT:
                 break
             if seconds > 0 and not self._stopping:
                 await self._wait(min(seconds, LONGEST_WAIT))

@@ -14,7 +14,7 @@ from arq import Retry as ArqRetry
 from arq.worker import Function, func
 from pydantic_core import from_json
 
-from .attempt import Again, Attempt, Failure, Interrupted, Limits, Success
+from .attempt import Again, Failure, Interrupted, Limits, Success
 from .client import TaskQueue
 from .connection import connect
 from .documents import JobFailedError, StoredError, deserialize, serialize
@@ -22,6 +22,7 @@ from .models import JobContext
 from .redis_url import arq_redis_settings
 from .settings import QueueSettings
 from .task import DEFAULT_QUEUE, Task
+from .worker import ArqAttempt
 
 logger = logging.getLogger(__name__)
 MISSING = (
@@ -86,7 +87,7 @@ def as_arq_function(task: Task[..., Any], settings: QueueSettings) -> Function:
             attempt=ctx["job_try"],
             enqueued_at=ctx["enqueue_time"].astimezone(UTC),
         )
-        outcome = await Attempt(task, context, limits, ctx["threads"]).run(args, kwargs)
+        outcome = await ArqAttempt(task, context, limits, ctx["threads"]).run(args, kwargs)
         match outcome:
             case Success(document):
                 return from_json(document)

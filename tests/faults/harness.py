@@ -201,7 +201,7 @@ from typing import Any
 from fastapi import APIRouter
 
 from ..tasks import TASKS
-from ..tasks.faults import count
+from ..tasks.faults import count, work
 from .deps import Queue
 
 router = APIRouter()
@@ -227,6 +227,13 @@ async def chain(number: int, queue: Queue, steps: int = 3, seconds: float = 0) -
     """Count, one job for each number."""
     rest = [count.s(seconds=seconds) for _ in range(steps - 1)]
     return await queue.chain(count.s(number=number, seconds=seconds), *rest)
+
+
+@router.post("/chains/of", status_code=202)
+async def chain_of(last: str, queue: Queue) -> str:
+    """Work, and then run another task, which gets what the first returned."""
+    [task] = [each for each in TASKS if each.name == last]
+    return await queue.chain(work.s(key=f"before-{last}", seconds=0), task.s(), count.s())
 '''
 INCLUDED = """
 from . import faults
@@ -403,6 +410,10 @@ class Service:
         for log in self.folder.glob("*.log") if kind else ():
             sys.stderr.write(f"--- {log.name}\n{log.read_text(errors='replace')[-5000:]}")
         self.journal.close()
+
+    def point_to(self, redis: str) -> None:
+        """Give processes that are started from now on another server."""
+        self._environment["REDIS_URL"] = redis
 
     def start(
         self, program: str, *arguments: str, settings: Mapping[str, object], keep: tuple[int, ...]

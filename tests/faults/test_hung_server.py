@@ -41,7 +41,7 @@ def request_all(api: httpx2.Client, requests: list[tuple[str, str, dict[str, Any
 def test_every_answer_of_a_hung_server_comes_in_time(skeleton: Path, tmp_path: Path) -> None:
     with (
         ValkeyServer(port=free_port()) as server,
-        Service(skeleton, tmp_path, server.connection_url) as service,
+        Service(skeleton, tmp_path, server.connection_url, ENQUEUE_TIMEOUT=1) as service,
     ):
         api, journal = service.start_api(), service.journal
         [known] = enqueue(api, "work", {"key": "known", "seconds": 0})
@@ -65,14 +65,15 @@ def test_every_answer_of_a_hung_server_comes_in_time(skeleton: Path, tmp_path: P
                 answers = request_all(api, requests * 6)
             assert {answer.status_code for answer, _ in answers} == {503}
             assert all("retry-after" in answer.headers for answer, _ in answers)
-            assert max(seconds for _, seconds in answers) < 2
+            slow = {f"{a.request.method} {a.request.url.path}": s for a, s in answers if s > 2}
+            assert not slow
             assert request_all(api, [("GET", f"{origin}/healthz", {})])[0][0].status_code == 200
             # It goes on at once, with all the connections that it may have.
             answers = request_all(api, [("POST", "/faults/work", {"json": call})] * 100)
             assert {answer.status_code for answer, _ in answers} == {202}
             assert ready(api).status_code == 200
         service.start_worker()
-        journal.wait("end", "known")
+        journal.wait("end", "hung", count=200)
 
 
 def test_a_server_that_hangs_while_jobs_are_enqueued(skeleton: Path, tmp_path: Path) -> None:
@@ -82,7 +83,7 @@ def test_a_server_that_hangs_while_jobs_are_enqueued(skeleton: Path, tmp_path: P
     stop = threading.Event()
     with (
         ValkeyServer(port=free_port()) as server,
-        Service(skeleton, tmp_path, server.connection_url) as service,
+        Service(skeleton, tmp_path, server.connection_url, ENQUEUE_TIMEOUT=1) as service,
     ):
         api, journal = service.start_api(), service.journal
         service.start_workers(1)

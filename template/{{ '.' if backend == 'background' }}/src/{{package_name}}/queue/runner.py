@@ -22,6 +22,7 @@ from .attempt import (
     Outcome,
     Success,
     failure,
+    left_behind,
 )
 from .client import ABORTED, TaskQueue
 from .errors import JobExpiredError, QueueUnavailableError
@@ -32,7 +33,6 @@ from .table import Record
 from .task import Task
 
 logger = logging.getLogger(__name__)
-STUBBORN = 5  # seconds that cancelled jobs get to end
 CRON_INTERVAL = 10  # seconds, at most, between two looks at the clock, which may be set
 
 
@@ -79,7 +79,6 @@ class Runner:
         self._rates = RateLimits()
         self._slots_used: Counter[str] = Counter()
         self._running: dict[asyncio.Task[None], Record] = {}
-        self._given_up: set[asyncio.Task[None]] = set()
         self._threads = ThreadPoolExecutor(sum(settings.queues.values()), "task")
 
     async def dispatch(self, *, until_idle: bool = False) -> None:
@@ -124,14 +123,14 @@ class Runner:
             else:
                 self._waiting.remove(record)
                 self._table.finish(record, JobStatus.ABORTED, error=ABORTED)
-        if self._running:
-            await asyncio.wait(self._running, timeout=STUBBORN)
+        while self._running:  # an attempt that ignores its cancellation is left behind
+            await asyncio.wait(self._running)
         lost = Counter(each.task.name for each in unfinished if each.status is JobStatus.ABORTED)
         if lost:
             names = ", ".join(f"{name} ({count})" for name, count in lost.items())
             logger.warning("jobs that had not finished are lost: %s", names)
-        for record in self._running.values():
-            logger.error("job %s ignores its cancellation, and is left behind", record.job_id)
+        if calls := left_behind():
+            logger.warning("calls that go on although their jobs have ended: %d", calls)
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _enqueue_periodic(self, task: Task[..., Any], due: datetime) -> None:
@@ -149,9 +148,8 @@ class Runner:
         running.add_done_callback(self._free_slot)
 
     def _free_slot(self, running: "asyncio.Task[None]") -> None:
-        if record := self._running.pop(running, None):
-            self._slots_used[record.task.queue] -= 1
-            self._waiting.news.set()
+        self._slots_used[self._running.pop(running).task.queue] -= 1
+        self._waiting.news.set()
 
     async def _run(self, record: Record) -> None:
         if record.finished_at is not None:
@@ -160,9 +158,7 @@ class Runner:
             record.due = time.time() + seconds
             self._waiting.put(record)
             return
-        outcome = await self._attempt(record)
-        if record.finished_at is None:  # else it was given up
-            self._settle(record, outcome)
+        self._settle(record, await self._attempt(record))
 
     async def _attempt(self, record: Record) -> Outcome:
         settings = self._settings
@@ -175,24 +171,10 @@ class Runner:
         context = JobContext(self._resources, record.job_id, record.attempts, record.enqueued_at)
         limits = Limits(settings.job_timeout, settings.max_attempts, settings.max_result)
         record.attempt = Attempt(record.task, context, limits, self._threads)
-        seconds = record.task.timeout or settings.job_timeout
-        loop = asyncio.get_running_loop()
-        timer = loop.call_later(seconds + STUBBORN, self._give_up, record, seconds)
         try:
             return await record.attempt.run((), from_json(record.arguments))
         finally:
             record.attempt = None
-            timer.cancel()
-
-    def _give_up(self, record: Record, seconds: float) -> None:
-        """Fail a job that ignores its cancellation at its timeout; it keeps no slot."""
-        error = f"JobTimeoutError: it took longer than {seconds:g} s, and ignores its cancellation"
-        logger.error("job %s (%s) failed: %s", record.job_id, record.task.name, error)
-        self._table.finish(record, JobStatus.FAILED, error=error)
-        running = next(task for task, each in self._running.items() if each is record)
-        self._given_up.add(running)
-        running.add_done_callback(self._given_up.discard)
-        self._free_slot(running)
 
     def _settle(self, record: Record, outcome: Outcome) -> None:
         """Store what becomes of a job."""

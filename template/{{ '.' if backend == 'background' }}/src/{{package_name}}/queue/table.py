@@ -93,11 +93,11 @@ class JobTable:
         return self._unfinished.get(job_id) or self._finished.get(job_id)
 
     def find_holder(self, job_id: str) -> Record | None:
-        """Return the job that holds an idempotency key; not one that failed long enough ago."""
+        """Return the job that holds a key; not one that failed, or failed long enough ago."""
         record = self.find(job_id)
         if record is not None and record.status is JobStatus.FAILED and record.finished_at:
             age = datetime.now(UTC) - record.finished_at
-            if age.total_seconds() >= self._settings.reuse_failed_key:
+            if record.task.unique or age.total_seconds() >= self._settings.reuse_failed_key:
                 return None
         return record
 

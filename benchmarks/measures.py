@@ -61,7 +61,7 @@ QUICK = Scale(
     bulk=1_000,
     probes=20,
     probes_per_second=40,
-    idle=1,
+    idle=0.8,
     deep=1_500,
     calls=20,
     post=0.4,
@@ -138,6 +138,11 @@ class Database:
     def memory(self) -> int:
         """Return the bytes that the server uses for its data."""
         return int(self._redis.info("memory")["used_memory"])
+
+    def server_cpu_seconds(self) -> float:
+        """Return the CPU time of the server."""
+        info = self._redis.info("cpu")
+        return float(info["used_cpu_user"] + info["used_cpu_sys"])
 
     def commands(self) -> int:
         """Return the commands that the server has run, those inside of scripts included."""
@@ -338,7 +343,7 @@ def measure_deep_queue(subject: Subject) -> Figures:
         figures["deep_bytes"] = (database.memory() - before) / scale.deep
     start = time.perf_counter()
     with subject.worker(database) as worker:
-        drained = _drain(database, [worker], limit=scale.drain)
+        drained = drain(database, [worker], limit=scale.drain)
         figures["deep_first"] = drained.first - start
         figures["deep_noop"] = drained.jobs / (drained.last - drained.first)
         for command in ("status", "health"):
@@ -370,16 +375,16 @@ def _run_jobs(subject: Subject, workers: list[Process], task: str) -> Figures:
     cpu = sum(worker.cpu_seconds() for worker in workers)
     start = time.perf_counter()
     subject.gate.unlink()
-    drained = _drain(database, workers, limit=2 * seconds, before=held)
+    drained = drain(database, workers, limit=2 * seconds, before=held)
     cpu = sum(worker.cpu_seconds() for worker in workers) - cpu
-    _wait_until_empty(database, workers)
+    wait_until_empty(database, workers)
     return {
         task: drained.jobs / (drained.last - start),
         f"{task}_cpu": 1_000_000 * cpu / drained.jobs,
     }
 
 
-def _drain(database: Database, workers: list[Process], limit: float, before: int = 0) -> Drained:
+def drain(database: Database, workers: list[Process], limit: float, before: int = 0) -> Drained:
     """Watch the number of unfinished jobs until the last has finished.
 
     So many seconds after the first has finished, it waits no longer. The jobs before these, which
@@ -396,7 +401,8 @@ def _drain(database: Database, workers: list[Process], limit: float, before: int
     return Drained(queued - before - left, first, last)
 
 
-def _wait_until_empty(database: Database, workers: list[Process]) -> None:
+def wait_until_empty(database: Database, workers: list[Process]) -> None:
+    """Wait until all jobs have finished."""
     begin, least = time.perf_counter(), sys.maxsize
     while left := database.unfinished():
         if left < least:
@@ -415,7 +421,7 @@ def _check(workers: Iterable[Process], since: float) -> None:
 def _idle(database: Database, worker: Process, seconds: float) -> Figures:
     """Watch a worker that has nothing to do, and no client beside it."""
     # What the last jobs leave behind, such as a longer poll, should be over.
-    time.sleep(min(1, seconds))
+    time.sleep(min(1, seconds / 2))
     commands, cpu, start = database.commands(), worker.cpu_seconds(), time.perf_counter()
     time.sleep(seconds)
     # The first of the two questions is counted by the second.

@@ -115,6 +115,14 @@ async def enqueue_another(ctx: Context, key: str) -> None:
 
 
 @task
+async def enqueue_later(ctx: Context, key: str, seconds: float) -> None:
+    note("begin", key)
+    await asyncio.sleep(seconds)
+    await ctx.resources.queue.enqueue(work, key=f"{key}-child", seconds=0)
+    note("end", key)
+
+
+@task
 async def give_up(ctx: Context, key: str) -> None:
     note("begin", key)
     note("end", key)
@@ -178,8 +186,8 @@ async def crash(ctx: Context, key: str) -> None:
     note("end", key)
 '''
 NAMES = (
-    "await_cure, count, crash, enqueue_another, fail, give_up, hang, limited, stall, stall_once, "
-    "tick, use_redis, work, work_elsewhere, work_in_thread"
+    "await_cure, count, crash, enqueue_another, enqueue_later, fail, give_up, hang, limited, "
+    "stall, stall_once, tick, use_redis, work, work_elsewhere, work_in_thread"
 )
 LISTED = f"""
 from .faults import {NAMES}
@@ -193,7 +201,7 @@ from typing import Any
 from fastapi import APIRouter
 
 from ..tasks import TASKS
-from ..tasks.faults import count
+from ..tasks.faults import count, work
 from .deps import Queue
 
 router = APIRouter()
@@ -219,6 +227,13 @@ async def chain(number: int, queue: Queue, steps: int = 3, seconds: float = 0) -
     """Count, one job for each number."""
     rest = [count.s(seconds=seconds) for _ in range(steps - 1)]
     return await queue.chain(count.s(number=number, seconds=seconds), *rest)
+
+
+@router.post("/chains/of", status_code=202)
+async def chain_of(last: str, queue: Queue) -> str:
+    """Work, and then run another task, which gets what the first returned."""
+    [task] = [each for each in TASKS if each.name == last]
+    return await queue.chain(work.s(key=f"before-{last}", seconds=0), task.s(), count.s())
 '''
 INCLUDED = """
 from . import faults
@@ -395,6 +410,10 @@ class Service:
         for log in self.folder.glob("*.log") if kind else ():
             sys.stderr.write(f"--- {log.name}\n{log.read_text(errors='replace')[-5000:]}")
         self.journal.close()
+
+    def point_to(self, redis: str) -> None:
+        """Give processes that are started from now on another server."""
+        self._environment["REDIS_URL"] = redis
 
     def start(
         self, program: str, *arguments: str, settings: Mapping[str, object], keep: tuple[int, ...]
@@ -573,6 +592,8 @@ class Proxy:
         for each in self._passing.values():
             each.set()
         self._writers: set[asyncio.StreamWriter] = set()
+        self._swallowed: set[asyncio.StreamWriter] = set()
+        self._swallowing = False
         self._ended = threading.Event()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run)
@@ -614,6 +635,16 @@ class Proxy:
             for each in held:
                 self._loop.call_soon_threadsafe(each.set)
 
+    @contextmanager
+    def black_hole(self) -> Generator[None]:
+        """Swallow all that is sent, until the block ends; what was connected stays lost."""
+        self._swallowed |= self._writers
+        self._swallowing = True
+        try:
+            yield
+        finally:
+            self._swallowing = False
+
     def cut_all(self) -> None:
         """Cut all connections."""
         self._loop.call_soon_threadsafe(self._cut_all)
@@ -644,6 +675,8 @@ class Proxy:
             writer.transport.abort()
             return
         self._writers |= {writer, far_writer}
+        if self._swallowing:
+            self._swallowed |= {writer, far_writer}
         await asyncio.gather(
             self._pass_on(reader, far_writer, "request"),
             self._pass_on(far_reader, writer, "reply"),
@@ -655,6 +688,8 @@ class Proxy:
     ) -> None:
         try:
             while data := await reader.read(1 << 16):
+                if writer in self._swallowed:
+                    continue
                 await self._passing[direction].wait()
                 if self._armed and self._armed[0] == direction:
                     self._armed = direction, self._armed[1] - 1

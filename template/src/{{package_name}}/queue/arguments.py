@@ -101,12 +101,12 @@ class Arguments:
         self, args: Sequence[Any], kwargs: Mapping[str, Any], required: Iterable[str] = ()
     ) -> Json:
         values = {**dict(zip(self._positional, args, strict=False)), **kwargs}
-        for name in required:
-            if name not in values:
-                raise self._error(name, "is missing")
         if not values.keys() <= self.names:
             unknown = [name for name in values if name not in self.names]
             raise self._error(unknown[0], "is unknown")
+        for name in required:
+            if name not in values:
+                raise self._error(name, "is missing")
         if len(values) < len(args) + len(kwargs):
             raise InvalidArgumentError(f"{self._name}: too many arguments, or one is given twice")
         return values
@@ -155,7 +155,8 @@ class Arguments:
         document = self._adapter.serializer.to_json(
             values, round_trip=True, by_alias=False, warnings=False
         )
-        check_json(document)
+        if document.count(b"[") + document.count(b"{") > DEEPEST:
+            check_json(document)
         return document
 
     def _load(self, document: bytes) -> Json:
@@ -176,17 +177,15 @@ def check_json(document: bytes) -> None:
     """Check that a JSON document can be read again from within a stored job.
 
     Raises:
-        ValueError: It holds NaN or infinity, or is nested too deeply.
+        ValueError: It holds NaN, infinity or too large a number, or is nested too deeply.
     """
-    deep = len(document) > DEEPEST and document.count(b"[") + document.count(b"{") > DEEPEST
-    if deep or b"NaN" in document or b"Infinity" in document:
-        margin = 200 - DEEPEST
-        try:
-            from_json(b"[" * margin + document + b"]" * margin, allow_inf_nan=False)
-        except ValueError:
-            raise ValueError(
-                f"it holds NaN or infinity, or is nested more than {DEEPEST} levels deep"
-            ) from None
+    margin = 200 - DEEPEST
+    try:
+        from_json(b"[" * margin + document + b"]" * margin, allow_inf_nan=False)
+    except ValueError:
+        raise ValueError(
+            f"it holds a number that is not finite or too large, or more than {DEEPEST} levels"
+        ) from None
 
 
 def _first(error: ValidationError) -> str:

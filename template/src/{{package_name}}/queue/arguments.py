@@ -101,12 +101,12 @@ class Arguments:
         self, args: Sequence[Any], kwargs: Mapping[str, Any], required: Iterable[str] = ()
     ) -> Json:
         values = {**dict(zip(self._positional, args, strict=False)), **kwargs}
-        for name in required:
-            if name not in values:
-                raise self._error(name, "is missing")
         if not values.keys() <= self.names:
             unknown = [name for name in values if name not in self.names]
             raise self._error(unknown[0], "is unknown")
+        for name in required:
+            if name not in values:
+                raise self._error(name, "is missing")
         if len(values) < len(args) + len(kwargs):
             raise InvalidArgumentError(f"{self._name}: too many arguments, or one is given twice")
         return values

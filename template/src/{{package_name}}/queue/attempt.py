@@ -205,7 +205,7 @@ class Attempt:
         number = self.context.attempt
         if isinstance(error, Retry):
             if number < max(self.task.retry.max_attempts, self.limits.max_attempts):
-                delay = min(error.defer, LONGEST_DELAY) if error.defer > 0 else 0
+                delay = min(error.defer, LONGEST_DELAY) if error.defer > 0 else 0  # NaN is none
                 return Again(delay, describe(error))
         elif self.task.retry.allows(error, number):
             return Again(self.task.retry.delay(number), describe(error))
@@ -235,7 +235,7 @@ def _leave_behind(call: Any) -> None:
 def _type(error: BaseException) -> str:
     name = type(error).__name__
     if name == "CancelledError":  # alone, it is ARQ's mark of an aborted job
-        name = f"{type(error).__module__}.{name}"
+        name = f"{name} ({type(error).__module__})"
     return _cut(name, LONGEST_NAME)
 
 

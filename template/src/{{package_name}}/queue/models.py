@@ -83,4 +83,4 @@ class QueueHealth(BaseModel):
     status: str = "ready"
     depth: int
     oldest_seconds: float | None
-    worker: bool
+    workers: int

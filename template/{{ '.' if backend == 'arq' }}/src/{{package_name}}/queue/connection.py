@@ -23,6 +23,7 @@ CONNECT_TIMEOUT = 1  # seconds
 SOCKET_TIMEOUT = 3  # seconds, longer than a worker waits for a wake-up
 FIRST_PAUSE = 0.05  # seconds between two attempts to reach Redis
 LONGEST_PAUSE = 1
+OLDEST = 7  # version of Redis that runs the scripts, as any Valkey does
 # What a server answers that cannot do a thing now, and has done nothing.
 NOT_NOW = (
     "BUSY",
@@ -40,14 +41,16 @@ NOT_NOW = (
 
 def connect(settings: QueueSettings, **options: Any) -> ArqRedis:
     """Return a client with its own pool; nothing is sent yet. Options are those of redis-py."""
+    url = settings.redis_url.get_secret_value()
     defaults: dict[str, Any] = {
+        "redis_connect_func": _greet,
         "socket_connect_timeout": CONNECT_TIMEOUT,
         "socket_timeout": SOCKET_TIMEOUT,
-        "socket_keepalive": True,
         "max_connections": 50,
         "timeout": None,
     }
-    url = settings.redis_url.get_secret_value()
+    if not url.startswith("unix:"):
+        defaults["socket_keepalive"] = True
     pool = BlockingConnectionPool.from_url(url, **(defaults | options))
     client = ArqRedis(
         pool,
@@ -57,6 +60,24 @@ def connect(settings: QueueSettings, **options: Any) -> ArqRedis:
     )
     client.expires_extra_ms = STORED_MS
     return client
+
+
+async def _greet(connection: Any) -> None:
+    """Open a connection; refuse a server on which the scripts cannot run."""
+    await connection.on_connect()
+    await connection.send_command("HELLO")
+    try:
+        reply = await connection.read_response()
+    except ResponseError:
+        return  # forbidden, or unknown: the scripts will show
+    facts = dict(zip(reply[::2], reply[1::2], strict=True))
+    mode, version = facts[b"mode"].decode(), facts[b"version"].decode()
+    if mode != "standalone" or int(version.partition(".")[0]) < OLDEST:
+        await connection.disconnect()
+        raise QueueUnavailableError(
+            f"Redis {version} in {mode} mode is not supported: it must be version {OLDEST} or newer, "
+            "and neither a cluster nor a Sentinel"
+        )
 
 
 class Script:

@@ -51,7 +51,7 @@ class Running:
     lease: Lease
     suspect_until: float
     stored: StoredJob = field(default_factory=_unreadable)
-    attempt: "_Attempt | None" = None
+    attempt: "ArqAttempt | None" = None
     interrupted: Interruption | None = None
 
     def interrupt(self, cause: Interruption) -> None:
@@ -61,7 +61,7 @@ class Running:
             self.attempt.interrupt(cause)
 
 
-class _Attempt(Attempt):
+class ArqAttempt(Attempt):
     """An attempt whose task may also raise ARQ's own `Retry`."""
 
     def decide(self, error: BaseException) -> Outcome:
@@ -151,7 +151,9 @@ class Worker:
                 seconds = await self._claim_and_start()
             except (RedisError, OSError):
                 break  # stopped while Redis was unavailable
-            if self._burst and not self._running and seconds >= LONGEST_WAIT:
+            # What has ended since the claim was sent may have made another job due.
+            idle = not self._jobs and not self._news.is_set()
+            if self._burst and idle and seconds >= LONGEST_WAIT:
                 break
             if seconds > 0 and not self._stopping:
                 await self._wait(min(seconds, LONGEST_WAIT))
@@ -289,11 +291,11 @@ class Worker:
         most = max(task.retry.max_attempts, self._settings.max_attempts)
         if held.attempt > most:
             raise WorkerLostError(f"its worker was lost at the last of {most} attempts")
-        if late > 0:
+        if late > 0 and running.interrupted is None:
             raise JobExpiredError(f"it was due too long ago, by {late:.0f} s")
         enqueued_at = to_datetime(stored.et) or datetime.fromtimestamp(0, UTC)
         context = JobContext(self._resources, held.job_id, held.attempt, enqueued_at)
-        running.attempt = attempt = _Attempt(task, context, self._limits, self._threads)
+        running.attempt = attempt = ArqAttempt(task, context, self._limits, self._threads)
         if running.interrupted is not None:
             attempt.interrupt(running.interrupted)
         return await attempt.run(stored.a, stored.k)

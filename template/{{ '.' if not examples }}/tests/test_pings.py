@@ -1,7 +1,8 @@
 """A ping, from the request to its answer."""
 
 import httpx2
-from conftest import RunJobs
+
+from .support import RunJobs
 
 
 async def test_a_ping_is_answered(client: httpx2.AsyncClient, run_jobs: RunJobs) -> None:

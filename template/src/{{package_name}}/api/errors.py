@@ -1,5 +1,6 @@
 """Errors as RFC 9457 problem details."""
 
+import logging
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
@@ -9,14 +10,29 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..job import PayloadTooLargeError, QueueUnavailableError
+from ..queue import (
+    IdempotencyConflictError,
+    InvalidArgumentError,
+    PayloadTooLargeError,
+    QueueUnavailableError,
+)
 
 MEDIA_TYPE = "application/problem+json"
+RETRY_AFTER = {"Retry-After": "2"}  # seconds
+NO_JSON = 'Send the body as JSON, with the header "Content-Type: application/json".'
+# Where types are checked, only a client's data can be an invalid argument: JSON nested too deep.
+REFUSALS: dict[type[Exception], int] = {
+    InvalidArgumentError: 400,
+    PayloadTooLargeError: 413,
+    IdempotencyConflictError: 422,
+}
+logger = logging.getLogger(__name__)
 
 
 class Problem(BaseModel):
-    """The body of every error; `errors` says what is wrong where, and repeats no value."""
+    """The body of every error; `errors` names the places of a request that is not valid."""
 
     type: str = "about:blank"
     title: str
@@ -27,45 +43,93 @@ class Problem(BaseModel):
 
 _DESCRIBED = {
     "model": Problem,
-    "description": "What is wrong.",
+    "description": "A problem.",
     "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
 }
 PROBLEM_RESPONSES: dict[int | str, dict[str, Any]] = {"4XX": _DESCRIBED, "5XX": _DESCRIBED}
 
 
 def add_error_handlers(app: FastAPI) -> None:
-    """Have every error of this app answered as problem details."""
+    """Answer every error of this app as problem details."""
     app.exception_handler(HTTPException)(_http_error)
     app.exception_handler(RequestValidationError)(_invalid_request)
-    app.exception_handler(QueueUnavailableError)(_not_enqueued)
-    app.exception_handler(PayloadTooLargeError)(_not_enqueued)
+    app.exception_handler(QueueUnavailableError)(_queue_unavailable)
+    for error in REFUSALS:
+        app.exception_handler(error)(_refused_by_queue)
     app.exception_handler(Exception)(_unexpected_error)
+    app.add_middleware(_LogLateErrors)
+    app.add_middleware(_with_head)
+
+
+def problem(
+    status: int, detail: str, headers: Mapping[str, str] | None = None, **more: Any
+) -> JSONResponse:
+    """Return problem details as a response."""
+    body = Problem(title=HTTPStatus(status).phrase, status=status, detail=detail, **more)
+    content = body.model_dump(exclude_none=True)
+    return JSONResponse(content, status, headers, media_type=MEDIA_TYPE)
 
 
 async def _http_error(_request: Request, error: HTTPException) -> JSONResponse:
-    return _answer(error.status_code, error.detail, headers=error.headers)
+    return problem(error.status_code, error.detail, headers=error.headers)
 
 
-async def _invalid_request(_request: Request, error: RequestValidationError) -> JSONResponse:
-    errors = [
-        {"location": ".".join(map(str, e["loc"])), "message": e["msg"]} for e in error.errors()
-    ]
-    return _answer(422, "The request is not valid.", errors=errors)
+async def _invalid_request(request: Request, error: RequestValidationError) -> JSONResponse:
+    found = error.errors()
+    unread = any(each["loc"] == ("body",) and each["type"] != "missing" for each in found)
+    if unread and "json" not in request.headers.get("content-type", ""):
+        return problem(415, NO_JSON)
+    errors = [{"location": ".".join(map(str, e["loc"])), "message": e["msg"]} for e in found]
+    return problem(422, "The request is not valid.", errors=errors)
 
 
-async def _not_enqueued(_request: Request, error: Exception) -> JSONResponse:
-    if isinstance(error, PayloadTooLargeError):
-        return _answer(413, str(error))
-    return _answer(503, str(error), headers={"Retry-After": "2"})
+async def _queue_unavailable(_request: Request, error: QueueUnavailableError) -> JSONResponse:
+    detail = f"{error}."
+    if error.maybe_enqueued:
+        detail += " The job may have been enqueued: send the same Idempotency-Key again."
+    return problem(503, detail, headers=RETRY_AFTER)
+
+
+async def _refused_by_queue(_request: Request, error: Exception) -> JSONResponse:
+    return problem(REFUSALS[type(error)], f"{error}.")
 
 
 async def _unexpected_error(_request: Request, _error: Exception) -> JSONResponse:
-    return _answer(500, "The log of the service says more.")
+    return problem(500, "Internal server error; see the log.")
 
 
-def _answer(
-    status: int, detail: str, headers: Mapping[str, str] | None = None, **more: Any
-) -> JSONResponse:
-    problem = Problem(title=HTTPStatus(status).phrase, status=status, detail=detail, **more)
-    content = problem.model_dump(exclude_none=True)
-    return JSONResponse(content, status, headers, media_type=MEDIA_TYPE)
+class _LogLateErrors:
+    """Log exceptions that are raised after the response, as by a background task.
+
+    The server would close the client's connection, and the next request on it would get no answer.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        complete = False
+
+        async def watch(message: Message) -> None:
+            nonlocal complete
+            await send(message)
+            if message["type"] == "http.response.body":
+                complete = not message.get("more_body", False)
+
+        try:
+            await self._app(scope, receive, watch)
+        except Exception:
+            if not complete:
+                raise
+            logger.exception("after the response to %s %s", scope["method"], scope["path"])
+
+
+def _with_head(app: ASGIApp) -> ASGIApp:
+    """Answer HEAD as GET; the server leaves out the body."""
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope.get("method") == "HEAD":
+            scope = {**scope, "method": "GET"}
+        await app(scope, receive, send)
+
+    return answer

@@ -1,6 +1,10 @@
 """The database: its tables, and how it is opened."""
 
+import asyncio
 import enum
+import logging
+from collections.abc import AsyncGenerator, Generator
+from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ClassVar
@@ -8,27 +12,30 @@ from uuid import UUID, uuid4
 
 from sqlalchemy import JSON, DateTime, Enum, event
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.ext.asyncio import (
+    AsyncEngine,
+    AsyncSession,
+    async_sessionmaker,
+    create_async_engine,
+)
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
-from sqlalchemy.schema import CreateTable
+from sqlalchemy.schema import CreateIndex, CreateTable
 
 from .settings import Settings
 
+DATABASE_TIMEOUT = 1.7  # seconds that the API waits for a database that answers nothing
+TICK = 0.1  # seconds
+# Of libpq: a connection whose packets are swallowed ends within 15 s.
+CONNECT_ARGS = {"connect_timeout": 5, "keepalives_idle": 5, "tcp_user_timeout": 15_000}
+logger = logging.getLogger(__name__)
+
 
 class ReportFormat(enum.StrEnum):
-    """What a report can be rendered as."""
+    """A format that a report is rendered in."""
 
     PDF = "pdf"
     CSV = "csv"
-
-
-class ReportStatus(enum.StrEnum):
-    """Whether a report's file can be fetched."""
-
-    PENDING = "pending"
-    READY = "ready"
-    FAILED = "failed"
 
 
 def _now() -> datetime:
@@ -36,7 +43,7 @@ def _now() -> datetime:
 
 
 class Base(DeclarativeBase):
-    """What all tables share: how Python's types are stored."""
+    """The base of all tables: how Python's types are stored."""
 
     type_annotation_map: ClassVar[dict[Any, Any]] = {
         datetime: DateTime(timezone=True),
@@ -46,7 +53,7 @@ class Base(DeclarativeBase):
 
 
 class User(Base):
-    """Someone who gets emails."""
+    """A recipient of emails."""
 
     __tablename__ = "users"
 
@@ -56,57 +63,147 @@ class User(Base):
 
 
 class Report(Base):
-    """A report that was asked for; its file lies in `data_dir`/reports once it is ready."""
+    """A requested report; its file is in `data_dir`/reports once it has a `size`, in bytes."""
 
     __tablename__ = "reports"
 
     id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid4)
     title: Mapped[str]
     format: Mapped[ReportFormat]
-    status: Mapped[ReportStatus] = mapped_column(default=ReportStatus.PENDING)
     size: Mapped[int | None]
-    created_at: Mapped[datetime] = mapped_column(default=_now)
+    job_id: Mapped[str | None]
+    idempotency_key: Mapped[str | None] = mapped_column(unique=True)
+    created_at: Mapped[datetime] = mapped_column(default=_now, index=True)
 
     def path(self, settings: Settings) -> Path:
-        """Return where its file is, or will be."""
+        """Return the path of its file."""
         return settings.data_dir / "reports" / f"{self.id}.{self.format}"
 
 
 class WebhookEvent(Base):
-    """A webhook that was processed."""
+    """A webhook; `processed_at` is set once all its effects have happened."""
 
     __tablename__ = "webhook_events"
 
     source: Mapped[str] = mapped_column(primary_key=True)
     webhook_id: Mapped[str] = mapped_column(primary_key=True)
     payload: Mapped[dict[str, Any]]
-    processed_at: Mapped[datetime] = mapped_column(default=_now)
+    processed_at: Mapped[datetime | None]
+
+
+class Sessions(async_sessionmaker[AsyncSession]):
+    """Opens sessions, and notices when the database hangs.
+
+    Attributes:
+        tables: Ends when all tables exist.
+    """
+
+    tables: asyncio.Task[None]
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        super().__init__(engine, expire_on_commit=False)
+        self._can_hang = engine.dialect.name != "sqlite"  # where writers wait for each other
+        self._answers = 0
+        self._waiting = set[asyncio.Future[None]]()
+        self._watcher: asyncio.Task[None] | None = None
+        event.listen(engine.sync_engine, "after_cursor_execute", self._count_answer)
+
+    @contextmanager
+    def watch(self, hanging: asyncio.Future[None]) -> Generator[None]:
+        """Set a future if the database hangs while the block waits for it.
+
+        A database that answers others does not hang: it is busy.
+        """
+        self._waiting.add(hanging)
+        if self._can_hang and (self._watcher is None or self._watcher.done()):
+            self._watcher = asyncio.create_task(self._watch())
+        try:
+            yield
+        finally:
+            self._waiting.discard(hanging)
+
+    async def _watch(self) -> None:
+        # Counted in turns of the event loop, since it may be the loop that is slow.
+        silence = 0.0
+        while self._waiting:
+            answers = self._answers
+            await asyncio.sleep(TICK)
+            silence = silence + TICK if self._answers == answers else 0
+            if silence >= DATABASE_TIMEOUT:
+                for hanging in self._waiting:
+                    hanging.set_result(None)
+                self._waiting.clear()
+
+    def _count_answer(self, *_: object) -> None:
+        self._answers += 1
+
+
+@asynccontextmanager
+async def open_database(settings: Settings, *, wait: bool) -> AsyncGenerator[Sessions]:
+    """Open the database, and create the tables that are missing as soon as it answers.
+
+    Args:
+        settings: The service's settings.
+        wait: Wait until then, as a worker does, instead of at most `DATABASE_TIMEOUT`.
+    """
+    engine = create_engine(settings)
+    sessions = Sessions(engine)
+    sessions.tables = asyncio.create_task(create_tables(engine))
+    try:
+        await asyncio.wait({sessions.tables}, timeout=None if wait else DATABASE_TIMEOUT)
+        if sessions.tables.done():
+            sessions.tables.result()
+        yield sessions
+    finally:
+        sessions.tables.cancel()
+        await engine.dispose()
 
 
 def create_engine(settings: Settings) -> AsyncEngine:
     """Prepare the database's connections; none is opened yet."""
-    engine = create_async_engine(settings.sqlalchemy_url(), pool_pre_ping=True)
-    if engine.dialect.name == "sqlite":
+    url = settings.sqlalchemy_url()
+    options: dict[str, Any] = {"pool_pre_ping": True, "pool_timeout": None, "hide_parameters": True}
+    if url.startswith("sqlite"):  # of which fewer connections wait shorter for each other
         settings.data_dir.mkdir(parents=True, exist_ok=True)
+        engine = create_async_engine(url, max_overflow=0, **options)
         event.listen(engine.sync_engine, "connect", _share_sqlite)
-    return engine
+        return engine
+    return create_async_engine(url, connect_args=CONNECT_ARGS, **options)
 
 
 async def create_tables(engine: AsyncEngine) -> None:
-    """Create the tables that are missing; move to Alembic when they begin to change."""
-    try:
-        await _create_missing(engine)
-    except DBAPIError:  # PostgreSQL's word for: another process is creating them just now
-        await _create_missing(engine)
+    """Create the tables that are missing, as soon as the database answers.
+
+    Move to Alembic when the tables begin to change.
+    """
+    available = True
+    while True:
+        try:
+            await _create_missing(engine)
+        except (InterfaceError, OperationalError) as error:
+            if available:
+                logger.warning("the database is unavailable, retrying: %s", error.orig)
+            available = False
+            await asyncio.sleep(1)
+        except DBAPIError:  # PostgreSQL's word for: another process is creating them just now
+            await _create_missing(engine)
+            return
+        else:
+            if not available:
+                logger.info("the database is available")
+            return
 
 
 async def _create_missing(engine: AsyncEngine) -> None:
     async with engine.begin() as connection:
         for table in Base.metadata.sorted_tables:
             await connection.execute(CreateTable(table, if_not_exists=True))
+            for index in table.indexes:
+                await connection.execute(CreateIndex(index, if_not_exists=True))
 
 
 def _share_sqlite(connection: DBAPIConnection, _record: object) -> None:
     """Let the API and the worker write to one file: readers never wait, writers take turns."""
-    connection.execute("PRAGMA busy_timeout = 10000")
+    connection.execute("PRAGMA busy_timeout = 60000")
     connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = NORMAL")

@@ -1,35 +1,42 @@
-"""Dead letters: what has failed for good, and running it again."""
+"""Dead jobs: those that failed for good."""
 
-from fastapi import APIRouter, HTTPException, Response
+from typing import Annotated
 
-from ..dead import DeadLetter, DeadLetters
-from ..job import Job
+from fastapi import APIRouter, HTTPException, Query, Response
+
+from ..queue import DeadJob, Receipt
 from .deps import Queue
-from .jobs import JobAccepted, accept
+from .jobs import Accept, JobAccepted
 
-router = APIRouter(tags=["dead letters"])
-NO_LETTER = HTTPException(404, "There is no such dead letter.")
+router = APIRouter(tags=["dead jobs"])
+NOT_FOUND = HTTPException(404, "There is no such dead job.")
 
 
 @router.get("/dead")
-async def list_dead(queue: Queue) -> list[DeadLetter]:
-    """List the jobs that have failed for good last, the newest first."""
-    return await DeadLetters(queue).newest()
+async def list_dead_jobs(
+    queue: Queue,
+    response: Response,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    offset: Annotated[int, Query(ge=0, le=1_000_000_000)] = 0,
+) -> list[DeadJob]:
+    """Return dead jobs, the newest first; `X-Total-Count` is the number of all."""
+    response.headers["X-Total-Count"] = str(await queue.dead.count())
+    return await queue.dead.list(limit, offset)
 
 
 @router.post("/dead/{job_id}/retry", status_code=202)
-async def retry_dead(job_id: str, queue: Queue, response: Response) -> JobAccepted:
-    """Run a job again under its id."""
+async def retry_dead_job(job_id: str, queue: Queue, accept: Accept) -> JobAccepted:
+    """Enqueue a dead job again, under its id."""
     try:
-        if not await DeadLetters(queue).retry(job_id):
-            raise NO_LETTER
+        if not await queue.dead.retry(job_id):
+            raise NOT_FOUND
     except ValueError as error:
         raise HTTPException(409, f"{error}.") from error
-    return accept(Job(job_id), response)
+    return accept(Receipt(job_id))
 
 
 @router.delete("/dead/{job_id}", status_code=204)
-async def delete_dead(job_id: str, queue: Queue) -> None:
-    """Forget a job."""
-    if not await DeadLetters(queue).delete(job_id):
-        raise NO_LETTER
+async def delete_dead_job(job_id: str, queue: Queue) -> None:
+    """Forget a dead job."""
+    if not await queue.dead.delete(job_id):
+        raise NOT_FOUND

@@ -1,23 +1,23 @@
 """Reminders: a task that runs later."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Self
 from uuid import UUID
 
-from fastapi import APIRouter, HTTPException, Response
+from fastapi import APIRouter, HTTPException
 from pydantic import AwareDatetime, BaseModel, Field, model_validator
 
 from ..db import User
 from ..tasks.notifications import send_reminder
-from .deps import Line, Queue, Session
-from .jobs import JobAccepted, accept
+from .deps import IdempotencyKey, Line, Queue, Session
+from .jobs import Accept, JobAccepted
 
 LONGEST_DELAY = 366 * 24 * 60 * 60
 router = APIRouter(tags=["reminders"])
 
 
 class ReminderRequest(BaseModel):
-    """What to remind of, and when: after a delay, or at a time with a timezone."""
+    """A message, and when to send it: after a delay, or at a time with a timezone."""
 
     user_id: UUID
     message: Line
@@ -33,11 +33,19 @@ class ReminderRequest(BaseModel):
 
 @router.post("/reminders", status_code=202)
 async def request_reminder(
-    body: ReminderRequest, session: Session, queue: Queue, response: Response
+    body: ReminderRequest,
+    session: Session,
+    queue: Queue,
+    accept: Accept,
+    idempotency_key: IdempotencyKey = None,
 ) -> JobAccepted:
-    """Have a user reminded later; a time that has passed means now."""
+    """Remind a user later; a time that has passed means now."""
     if await session.get(User, body.user_id) is None:
         raise HTTPException(404, "There is no such user.")
-    when = body.send_at or datetime.now(UTC) + timedelta(seconds=body.delay_seconds or 0)
-    job = await queue.enqueue_at(when, send_reminder, user_id=body.user_id, message=body.message)
-    return accept(job, response)
+    queue = queue.once(idempotency_key)
+    if body.send_at is not None:
+        receipt = await queue.enqueue_at(body.send_at, send_reminder, body.user_id, body.message)
+    else:
+        delay = timedelta(seconds=body.delay_seconds or 0)
+        receipt = await queue.enqueue_in(delay, send_reminder, body.user_id, body.message)
+    return accept(receipt)

@@ -1,27 +1,35 @@
-"""Reports: asked for here, rendered by a task."""
+"""Reports: requested here, rendered by a task."""
 
-from contextlib import suppress
+import enum
 from typing import Annotated
-from uuid import NAMESPACE_URL, UUID, uuid4, uuid5
+from uuid import UUID
 
-from fastapi import APIRouter, Depends, HTTPException, Response
+from fastapi import APIRouter, Depends, HTTPException
 from fastapi.responses import FileResponse
 from pydantic import BaseModel
-from sqlalchemy import delete
+from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 
-from ..db import Report, ReportFormat, ReportStatus
-from ..job import QueueUnavailableError
+from ..db import Report, ReportFormat
+from ..queue import QueueUnavailableError
 from ..tasks.reports import generate_report
-from .deps import Ctx, Line, Queue, Session
-from .jobs import JobAccepted, accept
+from .deps import AppResources, IdempotencyKey, Line, Queue, Session
+from .jobs import Accept, JobAccepted
 
 MEDIA_TYPES = {ReportFormat.PDF: "application/pdf", ReportFormat.CSV: "text/csv; charset=utf-8"}
 router = APIRouter(tags=["reports"])
 
 
+class ReportStatus(enum.StrEnum):
+    """The state of a report: its file exists, will exist, or will not."""
+
+    PENDING = "pending"
+    READY = "ready"
+    FAILED = "failed"
+
+
 class ReportRequest(BaseModel):
-    """Which report to render."""
+    """A report to render."""
 
     title: Line
     format: ReportFormat
@@ -42,7 +50,7 @@ class ReportInfo(ReportRequest):
 
 
 async def get_report(report_id: str, session: Session) -> Report:
-    """Find a report by what may or may not be its id."""
+    """Return a report by an id that may not be one."""
     try:
         report = await session.get(Report, UUID(report_id))
     except ValueError:
@@ -54,34 +62,60 @@ async def get_report(report_id: str, session: Session) -> Report:
 
 @router.post("/reports", status_code=202)
 async def request_report(
-    body: ReportRequest, session: Session, queue: Queue, response: Response
+    body: ReportRequest,
+    session: Session,
+    queue: Queue,
+    accept: Accept,
+    idempotency_key: IdempotencyKey = None,
 ) -> ReportAccepted:
-    """Have a report rendered; for a known Idempotency-Key, the one that was asked for first."""
-    report_id = uuid5(NAMESPACE_URL, queue.key) if queue.key else uuid4()
-    # The worker may look for the row as soon as the job is in the queue.
-    with suppress(IntegrityError):
-        session.add(Report(id=report_id, title=body.title, format=body.format))
-        await session.commit()
+    """Render a report; for a known Idempotency-Key, answer with the report of the first request."""
+    report = Report(title=body.title, format=body.format, idempotency_key=idempotency_key)
+    session.add(report)
     try:
-        job = await queue.enqueue(generate_report, report_id=report_id)
-    except QueueUnavailableError:
-        if not queue.key:
-            await session.execute(delete(Report).where(Report.id == report_id))
+        # The worker may look for the row as soon as the job is in the queue.
+        await session.commit()
+    except IntegrityError:
+        await session.rollback()
+        known = select(Report).where(Report.idempotency_key == idempotency_key)
+        report = (await session.scalars(known)).one()
+        if (report.title, report.format) != (body.title, body.format):
+            raise HTTPException(422, "The Idempotency-Key was used with another request.") from None
+    try:
+        receipt = await queue.once(idempotency_key).enqueue(generate_report, report_id=report.id)
+    except QueueUnavailableError as error:
+        if not (error.maybe_enqueued or idempotency_key):
+            await session.delete(report)
             await session.commit()
         raise
-    return ReportAccepted(report_id=report_id, **accept(job, response).model_dump())
+    report.job_id = receipt.job_id
+    await session.commit()
+    return ReportAccepted(report_id=report.id, job_id=accept(receipt).job_id)
 
 
-@router.get("/reports/{report_id}", response_model=ReportInfo)
-async def describe_report(report: Annotated[Report, Depends(get_report)]) -> Report:
-    """Tell a report's status and size."""
-    return report
+@router.get("/reports/{report_id}")
+async def describe_report(
+    report: Annotated[Report, Depends(get_report)], session: Session, queue: Queue
+) -> ReportInfo:
+    """Return a report's status and size; a report without a file has failed with its job."""
+    status = ReportStatus.PENDING
+    if report.size is None and report.job_id is not None:
+        job = await queue.job(report.job_id)
+        if job is None or job.finished_at is not None:
+            status = ReportStatus.FAILED
+            await session.refresh(report)  # the job may have finished since the row was read
+    if report.size is not None:
+        status = ReportStatus.READY
+    return ReportInfo(
+        id=report.id, title=report.title, format=report.format, status=status, size=report.size
+    )
 
 
 @router.get("/reports/{report_id}/file", response_class=FileResponse)
-async def fetch_report(report: Annotated[Report, Depends(get_report)], ctx: Ctx) -> FileResponse:
+async def fetch_report(
+    report: Annotated[Report, Depends(get_report)], resources: AppResources
+) -> FileResponse:
     """Send a report's file once it is ready."""
-    path = report.path(ctx["settings"])
-    if report.status is not ReportStatus.READY or not path.is_file():
-        raise HTTPException(404, f"The report's file cannot be fetched: it is {report.status}.")
+    path = report.path(resources.settings)
+    if report.size is None or not path.is_file():
+        raise HTTPException(404, "The report has no file: see its status.")
     return FileResponse(path, media_type=MEDIA_TYPES[report.format], filename=path.name)

@@ -1,44 +1,66 @@
-"""Webhooks from other services, signed as Standard Webhooks (standardwebhooks.com) says."""
+"""Webhooks from other services, each with secrets and a signature scheme of its own."""
 
+from dataclasses import dataclass
 from typing import Annotated
 
-from fastapi import APIRouter, HTTPException, Path, Request, Response
+from fastapi import APIRouter, Depends, HTTPException, Path, Request, Response
 from pydantic import JsonValue, TypeAdapter, ValidationError
-from standardwebhooks import Webhook, WebhookVerificationError
 
 from ..tasks.webhooks import process_webhook
-from .deps import Ctx, Queue
-from .jobs import JobAccepted, accept
+from .deps import AppResources, Queue
+from .jobs import Accept, JobAccepted
+from .signatures import delivery_id, is_signed
 
+LONGEST_ID = 200
 router = APIRouter(tags=["webhooks"])
 _payload = TypeAdapter(dict[str, JsonValue])
 
 
-@router.post("/webhooks/{source}", status_code=202, responses={200: {"description": "Known"}})
-async def receive_webhook(
+@dataclass(frozen=True, slots=True)
+class Webhook:
+    """A webhook whose signature is right."""
+
+    source: str
+    id: str
+    payload: dict[str, JsonValue]
+
+
+async def verify_webhook(
     source: Annotated[str, Path(max_length=50, pattern=r"^[A-Za-z0-9_.-]+$")],
     request: Request,
-    ctx: Ctx,
-    queue: Queue,
-    response: Response,
-) -> JobAccepted:
-    """Take a webhook once; sent again under the same id, it is answered with the same job."""
-    secret = ctx["settings"].webhook_secret
-    if secret is None:
-        raise HTTPException(401, "WEBHOOK_SECRET is not set, so no signature can be right.")
+    resources: AppResources,
+) -> Webhook:
+    """Verify the signature of a request, and return its webhook."""
+    sender = resources.settings.webhook_sources.get(source)
     body = await request.body()
-    try:
-        Webhook(secret.get_secret_value()).verify(body, dict(request.headers), json_parse=False)
-    except (WebhookVerificationError, ValueError) as error:
-        raise HTTPException(401, "The webhook's signature is missing, wrong or too old.") from error
-    webhook_id = request.headers["webhook-id"]
+    if sender is None or not is_signed(sender, request.headers, body):
+        raise HTTPException(401, "The webhook's signature is missing, wrong or too old.")
     try:
         payload = _payload.validate_json(body)
-        job = await queue.enqueue(
-            process_webhook, source=source, webhook_id=webhook_id, payload=payload
-        )
-    except (ValidationError, TypeError) as error:
-        raise HTTPException(422, "The webhook's body is no JSON object.") from error
-    if not job.created:
+    except ValidationError as error:
+        message = error.errors(include_input=False)[0]["msg"]
+        status = 400 if "recursion" in message else 422
+        raise HTTPException(status, f"The webhook's body: {message}.") from None
+    webhook_id = delivery_id(sender, request.headers, payload)
+    if not webhook_id or len(webhook_id) > LONGEST_ID:
+        raise HTTPException(422, f"The webhook needs an id of at most {LONGEST_ID} characters.")
+    return Webhook(source, webhook_id, payload)
+
+
+@router.post("/webhooks/{source}", status_code=202, responses={200: {"description": "Known"}})
+async def receive_webhook(
+    webhook: Annotated[Webhook, Depends(verify_webhook)],
+    queue: Queue,
+    response: Response,
+    accept: Accept,
+) -> JobAccepted:
+    """Process a webhook once: sent again under its id, it is answered with the same job.
+
+    A webhook whose job has failed is processed again.
+    """
+    receipt = await queue.enqueue(
+        process_webhook, source=webhook.source, webhook_id=webhook.id, payload=webhook.payload
+    )
+    if not receipt.created:
         response.status_code = 200
-    return accept(job, response)
+    return accept(receipt)

@@ -1,31 +1,35 @@
 """Reminders for users, and notifications for a chat channel."""
 
+from http import HTTPStatus
 from uuid import UUID
 
 from pydantic_core import to_json
 
 from ..db import User
+from ..queue import Discard, task
 from ..resources import Context
-from ..task import Discard, task
-from .emails import send_email, write_to_outbox
+from .emails import deliver_email, write_to_outbox
+
+# Client errors that pass by waiting.
+NOT_NOW = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS}
 
 
-@task(retries=5)
+@task(retries=5, timeout=30)
 async def send_reminder(ctx: Context, user_id: UUID, message: str) -> None:
-    """Email a user what they asked to be reminded of."""
-    async with ctx["sessions"]() as session:
+    """Email a reminder to a user."""
+    async with ctx.resources.sessions() as session:
         user = await session.get_one(User, user_id)
-    await send_email(ctx, to=user.email, subject="Your reminder", body=f"{message}\n")
+    await deliver_email(ctx.resources, user.email, "Your reminder", f"{message}\n")
 
 
 @task(retries=5, timeout=30, rate_limit="30/minute")
 async def send_notification(ctx: Context, text: str) -> None:
     """Post a text to `NOTIFICATION_URL`, as Slack and Mattermost take it, or to the outbox."""
-    url = ctx["settings"].notification_url
+    url = ctx.resources.settings.notification_url
     if url is None:
-        write_to_outbox(ctx["settings"], ".json", to_json({"text": text}))
+        write_to_outbox(ctx.resources.settings, ".json", to_json({"text": text}))
         return
-    response = await ctx["http"].post(url.get_secret_value(), json={"text": text})
-    if response.is_client_error:
-        raise Discard(f"the channel refuses: {response.status_code}")
+    response = await ctx.resources.http.post(str(url.get_secret_value()), json={"text": text})
+    if response.is_client_error and response.status_code not in NOT_NOW:
+        raise Discard(f"the channel refuses the notification: {response.status_code}")
     response.raise_for_status()

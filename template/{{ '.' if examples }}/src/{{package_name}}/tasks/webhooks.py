@@ -1,11 +1,12 @@
-"""Webhooks: what is done with one after its signature has been checked."""
+"""Webhooks: what happens after the signature of one has been verified."""
+
+from datetime import UTC, datetime
 
 from pydantic import JsonValue
-from sqlalchemy.exc import IntegrityError
 
 from ..db import WebhookEvent
+from ..queue import task
 from ..resources import Context
-from ..task import task
 from .notifications import send_notification
 
 
@@ -13,11 +14,21 @@ from .notifications import send_notification
 async def process_webhook(
     ctx: Context, source: str, webhook_id: str, payload: dict[str, JsonValue]
 ) -> None:
-    """Keep a webhook, and tell the chat channel of it; a webhook kept already is not kept twice."""
-    try:
-        async with ctx["sessions"].begin() as session:
-            session.add(WebhookEvent(source=source, webhook_id=webhook_id, payload=payload))
-    except IntegrityError:
+    """Store a webhook and notify the chat channel.
+
+    A worker may be lost between any two lines, and a sender may repeat a webhook days later: each
+    effect happens at least once and is safe to repeat, and `processed_at` says that all have.
+    """
+    async with ctx.resources.sessions.begin() as session:
+        event = await session.get(WebhookEvent, (source, webhook_id))
+        if event is None:
+            event = WebhookEvent(source=source, webhook_id=webhook_id, payload=payload)
+            session.add(event)
+    if event.processed_at is not None:
         return
-    kind = payload.get("type", "event")
-    await ctx["queue"].enqueue(send_notification, text=f"{source} sent {kind} ({webhook_id})")
+    text = f"{source} sent {payload.get('type', 'event')} ({webhook_id})"
+    queue = ctx.resources.queue.once(f"{source}/{webhook_id}")
+    await queue.enqueue(send_notification, text=text)
+    async with ctx.resources.sessions.begin() as session:
+        session.add(event)
+        event.processed_at = datetime.now(UTC)

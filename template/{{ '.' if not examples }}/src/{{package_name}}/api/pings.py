@@ -1,11 +1,11 @@
 """An example to replace: a route that enqueues a task."""
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter
 from pydantic import BaseModel
 
 from ..tasks.ping import ping
-from .deps import Queue
-from .jobs import JobAccepted, accept
+from .deps import IdempotencyKey, Queue
+from .jobs import Accept, JobAccepted
 
 router = APIRouter(tags=["pings"])
 
@@ -17,7 +17,12 @@ class PingRequest(BaseModel):
 
 
 @router.post("/pings", status_code=202)
-async def request_ping(body: PingRequest, queue: Queue, response: Response) -> JobAccepted:
-    """Enqueue a ping; its answer is the job's result."""
-    job = await queue.enqueue(ping, message=body.message)
-    return accept(job, response)
+async def request_ping(
+    body: PingRequest,
+    queue: Queue,
+    accept: Accept,
+    idempotency_key: IdempotencyKey = None,
+) -> JobAccepted:
+    """Enqueue a ping; the answer to it is the job's result."""
+    receipt = await queue.once(idempotency_key).enqueue(ping, message=body.message)
+    return accept(receipt)

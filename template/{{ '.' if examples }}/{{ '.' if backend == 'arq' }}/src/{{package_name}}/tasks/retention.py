@@ -1,21 +1,38 @@
-"""What is removed when it is old; `worker.py` says when this runs."""
+"""Retention: removes old reports."""
 
+import asyncio
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 from sqlalchemy import delete, select
 
 from ..db import Report
+from ..queue import task
 from ..resources import Context
-from ..task import task
+
+BATCH = 1000  # reports in one transaction
 
 
-@task
+@task(cron="0 3 * * *", retries=3)
 async def remove_old_reports(ctx: Context) -> int:
-    """Remove reports older than `report_retention_days`, and return how many they were."""
-    oldest = datetime.now(UTC) - timedelta(days=ctx["settings"].report_retention_days)
-    async with ctx["sessions"].begin() as session:
-        reports = (await session.scalars(select(Report).where(Report.created_at < oldest))).all()
-        await session.execute(delete(Report).where(Report.id.in_([r.id for r in reports])))
-    for report in reports:
-        report.path(ctx["settings"]).unlink(missing_ok=True)
-    return len(reports)
+    """Remove reports older than `report_retention_days`, and return their number."""
+    settings = ctx.resources.settings
+    oldest = datetime.now(UTC) - timedelta(days=settings.report_retention_days)
+    removed = 0
+    while True:
+        async with ctx.resources.sessions.begin() as session:
+            old = select(Report).where(Report.created_at < oldest).limit(BATCH)
+            reports = (await session.scalars(old)).all()
+            # The files first: what a crash leaves over has a row, and is removed next time.
+            await asyncio.to_thread(_remove, [report.path(settings) for report in reports])
+            rows = delete(Report).where(Report.id.in_([report.id for report in reports]))
+            await session.execute(rows.execution_options(synchronize_session=False))
+        removed += len(reports)
+        if len(reports) < BATCH:
+            return removed
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)

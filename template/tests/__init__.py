@@ -1,0 +1,1 @@
+"""Tests of the service: few, to be copied for tasks of your own."""

@@ -1,0 +1,417 @@
+"""The queue as the service uses it: enqueue tasks, look at jobs, abort them."""
+
+import asyncio
+import copy
+import hmac
+import secrets
+import time
+from collections.abc import AsyncGenerator, Iterable, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, ParamSpec, Self
+from uuid import uuid4
+
+from arq import ArqRedis
+from pydantic import ValidationError
+from pydantic_core import from_json, to_json
+
+from .batching import MOST_ITEMS
+from .connection import Script, connect, translate_redis_errors
+from .dead import DeadJobs
+from .documents import (
+    ABORTED,
+    STORED_MS,
+    ChainLink,
+    StoredJob,
+    StoredStep,
+    job_document,
+    job_from_result,
+    result_document,
+    to_datetime,
+)
+from .enqueueing import Enqueuer, NewJob
+from .errors import IdempotencyConflictError, PayloadTooLargeError, QueueUnavailableError
+from .keys import ATTEMPTS, IN_PROGRESS, JOB, RESULT, Keys
+from .models import Chain, Job, JobStatus, QueueHealth, Receipt
+from .settings import QueueSettings
+from .task import Step, Task
+
+P = ParamSpec("P")
+LIFETIME = 3  # health intervals without a sign of life until a worker counts as lost
+
+
+class TaskQueue:
+    """Enqueues tasks, and reports what has become of them.
+
+    Enqueueing raises `InvalidArgumentError` where an argument does not fit the task, and
+    `PayloadTooLargeError`. Every method raises `QueueUnavailableError` when Redis does not answer
+    in time.
+
+    Args:
+        redis: The client. The queue owns neither it nor its connections.
+        settings: The queue's settings.
+        timeout: Seconds to wait for Redis; None to wait until it is back.
+    """
+
+    def __init__(
+        self, redis: ArqRedis, settings: QueueSettings, *, timeout: float | None = None
+    ) -> None:
+        self.redis = redis
+        # redis-py does not tell its asynchronous replies from the others.
+        self._redis: Any = redis
+        self.settings = settings
+        self.keys = Keys(settings.queue_name)
+        self.dead = DeadJobs(redis, settings, timeout)
+        self._timeout = timeout
+        self._enqueuer = Enqueuer(redis, settings)
+        self._abort_script = Script(redis, "abort")
+        self._key: str | None = None
+
+    def once(self, key: str | None, /) -> Self:
+        """Return this queue with an idempotency key for the next call.
+
+        The same task with the same key is one job, as long as its outcome is kept; `created` of the
+        receipt says whether it is a new one. With other arguments, enqueueing raises
+        `IdempotencyConflictError`. A key whose job failed is free again after `REUSE_FAILED_KEY`
+        seconds. Without a key, each call is a job of its own.
+        """
+        queue = copy.copy(self)
+        queue._key = key  # noqa: SLF001 - of this class
+        return queue
+
+    async def enqueue(self, task: Task[P, Any], /, *args: P.args, **kwargs: P.kwargs) -> Receipt:
+        """Run a task as soon as a worker has a free slot."""
+        return await self._enqueue(task, args, kwargs)
+
+    async def enqueue_in(
+        self, delay: timedelta, task: Task[P, Any], /, *args: P.args, **kwargs: P.kwargs
+    ) -> Receipt:
+        """Run a task after a delay; at once if it is negative."""
+        milliseconds = max(0, int(delay.total_seconds() * 1000))
+        return await self._enqueue(task, args, kwargs, f"+{milliseconds}")
+
+    async def enqueue_at(
+        self, when: datetime, task: Task[P, Any], /, *args: P.args, **kwargs: P.kwargs
+    ) -> Receipt:
+        """Run a task at a time, which needs a timezone; at once if it has passed."""
+        if when.tzinfo is None:
+            raise TypeError("a naive datetime names no moment: give it a timezone")
+        return await self._enqueue(task, args, kwargs, str(int(when.timestamp() * 1000)))
+
+    async def enqueue_many(
+        self, task: Task[..., Any], calls: Iterable[Mapping[str, Any]], /
+    ) -> list[Receipt]:
+        """Run a task once for each set of arguments; a thousand jobs take one round trip.
+
+        All arguments are validated before the first job is enqueued.
+        """
+        encoded = [(self._encode(task, (), call), task.unique_key(**call)) for call in calls]
+        receipts: list[Receipt] = []
+        for first in range(0, len(encoded), MOST_ITEMS):
+            some = encoded[first : first + MOST_ITEMS]
+            receipts += await asyncio.gather(*(self._send(task, *each) for each in some))
+        return receipts
+
+    async def schedule(self, task: Task[..., Any], now: datetime, /) -> None:
+        """Enqueue the next run of a periodic task, once however many workers ask for it."""
+        if task.cron is None:
+            raise TypeError(f"{task.name} has no cron schedule")
+        due_ms = int(task.cron.next_after(now).timestamp() * 1000)
+        entry = f"{due_ms} {task.cron.fields}"
+        async with translate_redis_errors(self._timeout):
+            known = await self._redis.hget(self.keys.cron, task.name) or b""
+        if known == entry.encode():
+            return
+        known_ms, _, fields = known.decode("utf-8", "replace").partition(" ")
+        if fields != task.cron.fields:
+            await self._withdraw(self._cron_id(task, known_ms))
+        document = job_document(task.name, b"{}", _now_ms(), task.queue)
+        await self._put(task.queue, self._cron_id(task, due_ms), document, str(due_ms))
+        async with translate_redis_errors(self._timeout):
+            await self._redis.hset(self.keys.cron, task.name, entry)
+
+    async def _withdraw(self, job_id: str) -> None:
+        """Take back a job that does not run yet, without a trace: its id may be used again."""
+        async with translate_redis_errors(self._timeout):
+            record = await self._read(job_id)
+            if record.due_ms is not None and record.token is None:
+                async with self._redis.pipeline() as pipe:
+                    pipe.zrem(record.queue, job_id)
+                    pipe.delete(JOB + job_id)
+                    await pipe.execute()
+
+    async def chain(self, *steps: Step[Any]) -> str:
+        """Run `a.s(x=1), b.s()` one after the other; each gets the result of the one before.
+
+        Returns:
+            The id of the chain.
+
+        Raises:
+            ValueError: There is no step.
+            InvalidArgumentError: The first step lacks an argument.
+        """
+        if not steps:
+            raise ValueError("a chain needs at least one step")
+        steps[0].task.arguments.decode((), steps[0].arguments)
+        chain_id = uuid4().hex
+        stored = [self._stored_step(step) for step in steps]
+        first, *rest = stored
+        link = ChainLink(id=chain_id, index=0, steps=rest)
+        document = job_document(
+            first.task,
+            to_json(first.arguments),
+            _now_ms(),
+            first.queue,
+            chain=to_json(link),
+        )
+        record = {
+            "tasks": to_json([step.task for step in stored]),
+            "jobs": to_json([step.job_id for step in stored]),
+            "state": "0 queued",
+        }
+        async with translate_redis_errors(self._timeout), self.redis.pipeline() as pipe:
+            pipe.hset(self.keys.chain(chain_id), mapping=record)
+            pipe.pexpire(self.keys.chain(chain_id), STORED_MS)
+            await pipe.execute()
+        await self._put(first.queue, first.job_id, document)
+        return chain_id
+
+    async def chain_status(self, chain_id: str, /) -> Chain | None:
+        """Return the state of a chain, or None if it is unknown or has expired."""
+        async with translate_redis_errors(self._timeout):
+            record = await self._redis.hgetall(self.keys.chain(chain_id))
+        if not record:
+            return None
+        tasks, job_ids = from_json(record[b"tasks"]), from_json(record[b"jobs"])
+        index, _, status = record[b"state"].decode().partition(" ")
+        begun = job_ids[: int(index) + 1]
+        jobs = [job for job in [await self.job(each) for each in begun] if job]
+        return Chain(chain_id=chain_id, status=JobStatus(status), tasks=tasks, jobs=jobs)
+
+    async def job(self, job_id: str, /) -> Job | None:
+        """Return the state of a job, or None if it is unknown or has expired."""
+        async with translate_redis_errors(self._timeout):
+            record = await self._read(job_id)
+        if record.result is not None:
+            return job_from_result(job_id, record.result)
+        if record.due_ms is None:
+            return None
+        job = Job(job_id=job_id, status=JobStatus.QUEUED, attempts=record.attempts)
+        if record.token is not None:
+            job.status = JobStatus.IN_PROGRESS
+            job.started_at = _started_at(record.token)
+        elif record.due_ms > record.now_ms and not record.lost:
+            job.status = JobStatus.DEFERRED
+        if record.stored is not None:
+            job.function = record.stored.f
+            job.enqueued_at = to_datetime(record.stored.et)
+        return job
+
+    async def abort(self, job_id: str, /) -> bool:
+        """Abort a job, deferred, queued or running; return False if there is no such job to abort.
+
+        A running job is cancelled by its worker within a second. A `def` task cannot be cancelled.
+        """
+        async with translate_redis_errors(self._timeout):
+            record = await self._read(job_id)
+            if record.result is not None or record.due_ms is None:
+                return False
+            stored = record.stored or StoredJob(f="?", k={}, et=0)
+            document = result_document(
+                stored,
+                job_id=job_id,
+                succeeded=False,
+                result=to_json({"type": ABORTED, "message": ""}),
+                attempts=record.attempts,
+                started_ms=0,
+                finished_ms=record.now_ms,
+            )
+            chain, value = (stored.c.id, f"{stored.c.index} aborted") if stored.c else ("", "")
+            state = await self._abort_script(
+                self.settings.queue_name,
+                record.queue,
+                job_id,
+                document,
+                self.settings.keep_result * 1000,
+                chain,
+                value,
+            )
+        return bool(state != b"gone")
+
+    async def health(self) -> QueueHealth:
+        """Return the number of jobs, how long the oldest due one has waited, and living workers."""
+        names = dict.fromkeys(["default", *self.settings.queues])
+        async with (
+            translate_redis_errors(self._timeout),
+            self.redis.pipeline(transaction=True) as pipe,
+        ):
+            pipe.time()
+            for name in names:
+                pipe.zcard(self.keys.queue(name))
+                pipe.zrange(self.keys.queue(name), 0, 0, withscores=True)
+            (seconds, micro), *sizes = await pipe.execute()
+            await self._enqueuer.check()
+        now = seconds + micro / 1e6
+        due = [score / 1000 for first in sizes[1::2] for _, score in first]
+        oldest = max([0.0, *(now - each for each in due)]) if any(e <= now for e in due) else None
+        workers = len(await self.living_workers())
+        return QueueHealth(depth=sum(sizes[::2]), oldest_seconds=oldest, workers=workers)
+
+    async def living_workers(self) -> list[str]:
+        """Return the workers that have shown a sign of life of late, each as its host and its id."""
+        async with translate_redis_errors(self._timeout):
+            seconds, microseconds = await self._redis.time()
+            oldest = (
+                seconds + microseconds / 1e6 - LIFETIME * self.settings.health_interval
+            ) * 1000
+            names = await self._redis.zrange(self.keys.workers, oldest, "+inf", byscore=True)
+        return [name.decode() for name in names]
+
+    async def _enqueue(
+        self,
+        task: Task[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        due: str = "+0",
+    ) -> Receipt:
+        arguments = self._encode(task, args, kwargs)
+        return await self._send(task, arguments, task.unique_key(*args, **kwargs), due)
+
+    def _encode(
+        self, task: Task[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> bytes:
+        arguments = task.arguments.encode(args, kwargs)
+        self._check_size(task, arguments)
+        return arguments
+
+    async def _send(
+        self, task: Task[..., Any], arguments: bytes, key: str | None, due: str = "+0"
+    ) -> Receipt:
+        job_id, kind = uuid4().hex, ""
+        if key is not None:
+            job_id, kind = await self._job_id(f"unique:{task.name}:{key}"), "unique"
+        elif self._key is not None:
+            job_id, kind = await self._job_id(f"key:{task.name}:{self._key}"), "key"
+        document = job_document(task.name, arguments, _now_ms(), task.queue)
+        stored = await self._put(task.queue, job_id, document, due, kind)
+        if kind == "key" and stored and not _same_arguments(stored, arguments):
+            raise IdempotencyConflictError(job_id)
+        return Receipt(job_id, created=stored is None)
+
+    async def _put(
+        self, queue: str, job_id: str, document: bytes, due: str = "+0", kind: str = ""
+    ) -> bytes | None:
+        now = asyncio.get_running_loop().time()
+        deadline = now + self._timeout if self._timeout else 0
+        key = self.keys.queue(queue)
+        stored = await self._enqueuer.put(NewJob(key, job_id, document, due, kind, deadline))
+        if stored == b"":
+            raise QueueUnavailableError("a key of the job or of its queue holds another type")
+        return stored
+
+    def _check_size(self, task: Task[..., Any], arguments: bytes) -> None:
+        most = self.settings.max_payload
+        if len(arguments) > most:
+            raise PayloadTooLargeError(
+                f"{task.name}: {len(arguments)} bytes of arguments, {most} allowed"
+            )
+
+    def _stored_step(self, step: Step[Any]) -> StoredStep:
+        self._check_size(step.task, to_json(step.arguments))
+        return StoredStep(
+            job_id=uuid4().hex,
+            task=step.task.name,
+            queue=step.task.queue,
+            arguments=step.arguments,
+            result_argument=step.result_argument,
+        )
+
+    def _cron_id(self, task: Task[..., Any], due_ms: int | str) -> str:
+        # Two services on one Redis may have tasks of the same name.
+        return f"cron:{self.keys.service}:{task.name}:{due_ms}"
+
+    async def _job_id(self, key: str) -> str:
+        """Return an id that is the same for the same key, and cannot be guessed from it."""
+        async with translate_redis_errors(self._timeout):
+            new = secrets.token_hex()
+            known = await self._redis.set(self.keys.secret, new, nx=True, get=True)
+        secret = known or new.encode()
+        return hmac.new(secret, key.encode(), "sha256").hexdigest()[:32]
+
+    async def _read(self, job_id: str) -> "_Record":
+        async with self.redis.pipeline(transaction=True) as pipe:
+            for prefix in (RESULT, JOB, IN_PROGRESS, ATTEMPTS):
+                pipe.get(prefix + job_id)
+            pipe.hget(self.keys.running, job_id)
+            pipe.zscore(self.keys.service, job_id)
+            pipe.time()
+            values = await pipe.execute(raise_on_error=False)
+        *values, now = values
+        result, job, token, attempts, holder, score = (
+            None if isinstance(each, Exception) else each for each in values
+        )
+        now_ms = now[0] * 1000 + now[1] // 1000
+        lost = (holder or b"").startswith(b"lost:")
+        queue, attempts = self.keys.service, _number(attempts)
+        record = _Record(queue, result, token, attempts, score, now_ms, lost)
+        with suppress(ValidationError):
+            record.stored = StoredJob.model_validate_json(job or b"")
+        if score is None and record.stored and record.stored.q:
+            record.queue = self.keys.queue(record.stored.q)
+            record.due_ms = await self._redis.zscore(record.queue, job_id)
+        return record
+
+
+@dataclass(slots=True)
+class _Record:
+    """What is stored of a job."""
+
+    queue: str
+    result: bytes | None
+    token: bytes | None
+    attempts: int
+    due_ms: float | None
+    now_ms: int
+    lost: bool
+    stored: StoredJob | None = None
+
+
+@asynccontextmanager
+async def open_queue(
+    settings: QueueSettings, *, wait_for_redis: bool = False
+) -> AsyncGenerator[TaskQueue]:
+    """Open the process's one queue, with one connection pool. It connects when it is first used.
+
+    Args:
+        settings: The queue's settings.
+        wait_for_redis: Wait while Redis is away, as a worker does, instead of raising
+            `QueueUnavailableError` after `ENQUEUE_TIMEOUT`, as the API does.
+    """
+    redis = connect(settings)
+    try:
+        timeout = None if wait_for_redis else settings.enqueue_timeout
+        yield TaskQueue(redis, settings, timeout=timeout)
+    finally:
+        await redis.aclose(close_connection_pool=True)
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1000)
+
+
+def _same_arguments(document: bytes, arguments: bytes) -> bool:
+    try:
+        stored = from_json(document)["k"]
+    except (ValueError, KeyError, TypeError):
+        return False
+    return bool(stored == from_json(arguments))
+
+
+def _started_at(token: bytes) -> datetime | None:
+    parts = token.split(b":")
+    return to_datetime(_number(parts[2])) if len(parts) > 2 else None  # noqa: PLR2004 - our form
+
+
+def _number(data: bytes | None) -> int:
+    return int(data[:15]) if data and data.isdigit() else 0

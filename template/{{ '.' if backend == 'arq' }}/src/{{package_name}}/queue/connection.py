@@ -1,0 +1,188 @@
+"""Connections to Redis or Valkey: how they are opened, and which of their errors pass by waiting."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from arq import ArqRedis
+from redis.asyncio import BlockingConnectionPool
+from redis.exceptions import ReadOnlyError, RedisError, ResponseError
+
+from .documents import STORED_MS, deserialize, serialize
+from .errors import QueueUnavailableError
+from .settings import QueueSettings
+
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
+SCRIPTS = Path(__file__).with_name("scripts")
+CONNECT_TIMEOUT = 1  # seconds
+SOCKET_TIMEOUT = 3  # seconds, longer than a worker waits for a wake-up
+FIRST_PAUSE = 0.05  # seconds between two attempts to reach Redis
+LONGEST_PAUSE = 1
+OLDEST = 7  # version of Redis that runs the scripts, as any Valkey does
+# What a server answers that cannot do a thing now, and has done nothing.
+NOT_NOW = (
+    "BUSY",
+    "CLUSTERDOWN",
+    "LOADING",
+    "MASTERDOWN",
+    "MISCONF",
+    "NOREPLICAS",
+    "OOM",
+    "READONLY",
+    "TRYAGAIN",
+    "UNKILLABLE",
+)
+
+
+def connect(settings: QueueSettings, **options: Any) -> ArqRedis:
+    """Return a client with its own pool; nothing is sent yet. Options are those of redis-py."""
+    url = settings.redis_url.get_secret_value()
+    defaults: dict[str, Any] = {
+        "redis_connect_func": _greet,
+        "socket_connect_timeout": CONNECT_TIMEOUT,
+        "socket_timeout": SOCKET_TIMEOUT,
+        "max_connections": 50,
+        "timeout": None,
+    }
+    if not url.startswith("unix:"):
+        defaults["socket_keepalive"] = True
+    pool = BlockingConnectionPool.from_url(url, **(defaults | options))
+    client = ArqRedis(
+        pool,
+        job_serializer=serialize,
+        job_deserializer=deserialize,
+        default_queue_name=settings.queue_name,
+    )
+    client.expires_extra_ms = STORED_MS
+    return client
+
+
+async def _greet(connection: Any) -> None:
+    """Open a connection; refuse a server on which the scripts cannot run."""
+    await connection.on_connect()
+    await connection.send_command("HELLO")
+    try:
+        reply = await connection.read_response()
+    except ResponseError:
+        return  # forbidden, or unknown: the scripts will show
+    facts = dict(zip(reply[::2], reply[1::2], strict=True))
+    mode, version = facts[b"mode"].decode(), facts[b"version"].decode()
+    if mode != "standalone" or int(version.partition(".")[0]) < OLDEST:
+        await connection.disconnect()
+        raise QueueUnavailableError(
+            f"Redis {version} in {mode} mode is not supported: it must be version {OLDEST} or newer, "
+            "and neither a cluster nor a Sentinel"
+        )
+
+
+class Script:
+    """One of the scripts, run on one client.
+
+    Args:
+        redis: The client.
+        name: The file's name without its ending.
+    """
+
+    def __init__(self, redis: ArqRedis, name: str) -> None:
+        text = (SCRIPTS / f"{name}.lua").read_text("utf-8")
+        self._pool = redis.connection_pool
+        self._script: Any = redis.register_script(text)
+
+    async def __call__(self, *arguments: str | bytes | float) -> Any:
+        """Run it in one round trip."""
+        try:
+            return await self._script(args=arguments)
+        except ReadOnlyError:
+            # A failover: the name may stand for another server by now.
+            await self._pool.disconnect(inuse_connections=False)
+            raise
+
+
+def has_done_nothing(error: BaseException) -> bool:
+    """Return whether the server cannot have run what failed with this error."""
+    if isinstance(error, ResponseError):
+        return True
+    return isinstance(error.__context__, ConnectionRefusedError | FileNotFoundError)
+
+
+def passes(error: BaseException) -> bool:
+    """Return whether what failed with this error may succeed later."""
+    if isinstance(error, ResponseError):
+        return code(error) in NOT_NOW
+    return isinstance(error, RedisError | OSError)
+
+
+def code(error: BaseException) -> str:
+    """Return the first word of a server's answer, or the type of another error: never a value."""
+    if isinstance(error, ResponseError):
+        # redis-py strips some codes and keeps them as the name of the exception.
+        first = str(error).partition(" ")[0]
+        name = type(error).__name__
+        known = {"ReadOnlyError": "READONLY", "OutOfMemoryError": "OOM"}
+        return known.get(name, first if first.isupper() else name)
+    name = type(error).__name__
+    return "LOADING" if name == "BusyLoadingError" else name
+
+
+class Outage:
+    """Whether Redis is unavailable, as all calls of one worker see it together."""
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+        self._back_at = 0.0
+        self._abandoned = False
+
+    def abandon(self) -> None:
+        """Let waiting calls fail: the worker ends."""
+        self._abandoned = True
+
+    async def persist(
+        self, call: Callable[[], Awaitable[T]], *, give_up: Callable[[], bool] = lambda: False
+    ) -> T:
+        """Repeat a call, which must be safe to repeat, until Redis answers.
+
+        Raises:
+            RedisError: Redis is unavailable, and waiting was given up or abandoned.
+            OSError: As above.
+        """
+        pause = FIRST_PAUSE
+        while True:
+            sent_at = time.monotonic()
+            try:
+                result = await call()
+            except (RedisError, OSError) as error:
+                self._begin(error, sent_at)
+                if self._abandoned or give_up():
+                    raise
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, LONGEST_PAUSE)
+            else:
+                self._end()
+                return result
+
+    def _begin(self, error: Exception, sent_at: float) -> None:
+        # A call of the last outage may fail when others have succeeded again.
+        if self._since is None and sent_at > self._back_at:
+            self._since = time.monotonic()
+            logger.warning("Redis is unavailable, retrying: %s", code(error))
+
+    def _end(self) -> None:
+        if self._since is not None:
+            logger.warning("Redis is back after %.1f s", time.monotonic() - self._since)
+            self._since = None
+            self._back_at = time.monotonic()
+
+
+@asynccontextmanager
+async def translate_redis_errors(seconds: float | None) -> AsyncGenerator[None]:
+    """Raise `QueueUnavailableError` where Redis fails, or does not answer in time."""
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except (RedisError, OSError) as error:
+        raise QueueUnavailableError(f"Redis is not available: {code(error)}") from error

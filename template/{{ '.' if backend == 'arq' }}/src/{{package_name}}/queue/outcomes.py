@@ -1,0 +1,190 @@
+"""Outcomes of attempts: what Redis is told of each, in one step with the end of its lease."""
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+from arq import ArqRedis
+from pydantic_core import from_json, to_json
+from redis.exceptions import RedisError, ResponseError
+
+from .attempt import Again, Failure, Interrupted, Interruption, Outcome, Success
+from .batching import Batcher
+from .connection import Outage, Script, code, passes
+from .documents import (
+    ABORTED,
+    STORED_MS,
+    ChainLink,
+    StoredError,
+    StoredJob,
+    job_document,
+    result_document,
+)
+from .keys import Keys
+from .settings import QueueSettings
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A job that a worker holds.
+
+    Attributes:
+        queue: The key of its queue.
+        raw_id: Its id, as Redis has it.
+        token: What proves that the worker holds it.
+        attempt: The number of the attempt.
+        started_ms: When the attempt began, in milliseconds since 1970; 0 if it never did.
+    """
+
+    queue: str
+    raw_id: bytes
+    token: bytes
+    attempt: int
+    started_ms: int
+
+    @property
+    def job_id(self) -> str:
+        """Its id as text."""
+        return self.raw_id.decode(errors="replace")
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What the finishing script is told of one attempt.
+
+    Attributes:
+        held: The job.
+        kind: "end", "dead", "retry" or "release".
+        document: The result to store.
+        milliseconds: How long the result is kept, or until the job is due again.
+        chain: What becomes of the job's chain, as JSON.
+    """
+
+    held: Held
+    kind: str
+    document: bytes = b""
+    milliseconds: int = 0
+    chain: bytes = b""
+
+
+class Reporter(Batcher[Report, None]):
+    """Reports to Redis, each until it is known there or the worker ends.
+
+    Args:
+        redis: The client.
+        settings: The queue's settings.
+        outage: Waits for Redis.
+    """
+
+    def __init__(self, redis: ArqRedis, settings: QueueSettings, outage: Outage) -> None:
+        super().__init__(self._report)
+        self._script = Script(redis, "finish")
+        self._outage = outage
+        self._first_arguments = (
+            settings.queue_name,
+            STORED_MS,
+            settings.max_dead,
+            settings.keep_dead * 1000,
+        )
+
+    async def send(self, reports: list[Report]) -> list[Any]:
+        """Report once; the replies are those of the script."""
+        arguments: list[Any] = [*self._first_arguments]
+        for each in reports:
+            held = each.held
+            arguments += (held.queue, held.raw_id, held.token, each.kind, each.document)
+            arguments += (each.milliseconds, each.chain)
+        replies: list[Any] = await self._script(*arguments)
+        return replies
+
+    async def _report(self, reports: list[Report]) -> list[None]:
+        async def send() -> list[Any]:
+            try:
+                return await self.send(reports)
+            except ResponseError as error:
+                if passes(error):
+                    raise
+                return [code(error).encode()] * len(reports)
+
+        try:
+            replies = await self._outage.persist(send)
+        except (RedisError, OSError):
+            replies = []  # the worker ends without Redis; the jobs run again after their leases
+        for report, reply in zip(reports, replies, strict=False):
+            job_id = report.held.job_id
+            if reply == 0:
+                logger.warning("job %s is held by another worker: its outcome is dropped", job_id)
+            elif reply != 1:
+                problem = reply.decode(errors="replace")[:200]
+                logger.error("the outcome of job %s was not stored: %s", job_id, problem)
+        return [None] * len(reports)
+
+
+def report_of(
+    held: Held, stored: StoredJob, outcome: Outcome, settings: QueueSettings, now_ms: int
+) -> Report | None:
+    """Return what Redis is told of an attempt; None if another worker holds the job."""
+    name = f"job {held.job_id} ({stored.f})"
+    error: StoredError | None = None
+    result = b""
+    match outcome:
+        case Again(delay, reason):
+            logger.warning("%s runs again in %.1f s: %s", name, delay, reason)
+            return Report(held, "retry", milliseconds=int(delay * 1000))
+        case Interrupted(Interruption.SHUTDOWN):
+            logger.info("%s goes back to the queue", name)
+            return Report(held, "release")
+        case Interrupted(Interruption.LEASE_LOST):
+            logger.warning("%s lost its lease and was cancelled", name)
+            return Report(held, "release")  # dropped if another worker holds it by now
+        case Interrupted():
+            status, error = "aborted", StoredError(type=ABORTED, message="")
+        case Failure(type_, message, traceback):
+            status, error = "failed", StoredError(type=type_, message=message, traceback=traceback)
+            logger.error("%s failed: %s\n%s", name, error, traceback)
+        case Success(document):
+            status, result = "complete", document
+    seconds = (now_ms - held.started_ms) / 1000 if held.started_ms else 0
+    if status != "failed":
+        logger.info("%s %s in %.3f s", name, status, seconds)
+    result = to_json(error) if error else result
+    return Report(
+        held,
+        "dead" if status == "failed" else "end",
+        result_document(
+            stored,
+            job_id=held.job_id,
+            succeeded=error is None,
+            result=result,
+            attempts=held.attempt,
+            started_ms=held.started_ms,
+            finished_ms=now_ms,
+        ),
+        settings.keep_result * 1000,
+        _chain(stored.c, status, result, Keys(settings.queue_name), now_ms) if stored.c else b"",
+    )
+
+
+def _chain(link: ChainLink, status: str, result: bytes, keys: Keys, now_ms: int) -> bytes:
+    """Return the end of a chain, or its next step."""
+    if status != "complete" or not link.steps:
+        return to_json({"id": link.id, "state": f"{link.index} {status}", "job_id": ""})
+    step, *rest = link.steps
+    arguments = dict(step.arguments)
+    if step.result_argument is not None:
+        arguments[step.result_argument] = from_json(result)
+    following = ChainLink(id=link.id, index=link.index + 1, steps=rest)
+    payload = job_document(
+        step.task, to_json(arguments), now_ms, step.queue, chain=to_json(following)
+    )
+    return to_json(
+        {
+            "id": link.id,
+            "state": f"{following.index} queued",
+            "job_id": step.job_id,
+            "queue": keys.queue(step.queue),
+            "payload": payload,
+        }
+    )

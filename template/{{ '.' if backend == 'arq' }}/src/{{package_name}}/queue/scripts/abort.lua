@@ -1,0 +1,18 @@
+#!lua flags=allow-oom
+-- Abort a job: end it where it waits, or ask the worker that runs it.
+-- ARGV: service, queue, id, result to store, how long in milliseconds, chain, value of the chain.
+-- Returns 'waiting', 'running', or 'gone'.
+local service, queue, id = ARGV[1], ARGV[2], ARGV[3]
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+if not redis.call('ZSCORE', queue, id) then return 'gone' end
+if redis.call('PTTL', 'arq:in-progress:' .. id) > 0 then
+  redis.call('ZADD', 'arq:abort', now, id)
+  return 'running'
+end
+redis.call('SET', 'arq:result:' .. id, ARGV[4], 'PX', ARGV[5])
+redis.call('DEL', 'arq:job:' .. id, 'arq:in-progress:' .. id, 'arq:retry:' .. id)
+redis.call('ZREM', queue, id)
+redis.call('HDEL', service .. ':running', id)
+if ARGV[6] ~= '' then redis.call('HSET', service .. ':chain:' .. ARGV[6], 'state', ARGV[7]) end
+return 'waiting'

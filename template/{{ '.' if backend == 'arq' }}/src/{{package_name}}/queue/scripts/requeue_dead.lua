@@ -1,0 +1,18 @@
+#!lua
+-- Take a job out of the dead letter queue; enqueue it again, or forget it.
+-- ARGV: service, id, queue, payload ('' to forget it), how long jobs are stored in milliseconds, its
+-- chain ('' for none) and the chain's new state.
+-- Returns 1, or 0 if there is no such dead job.
+local service, id, queue, payload = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+if redis.call('ZREM', service .. ':dead', id) == 0 then return 0 end
+redis.call('DEL', service .. ':dead:' .. id)
+if payload ~= '' then
+  local time = redis.call('TIME')
+  redis.call('DEL', 'arq:result:' .. id, 'arq:retry:' .. id)
+  redis.call('SET', 'arq:job:' .. id, payload, 'PX', ARGV[5])
+  redis.call('ZADD', queue, time[1] * 1000 + math.floor(time[2] / 1000), id)
+  if ARGV[6] ~= '' then redis.call('HSET', service .. ':chain:' .. ARGV[6], 'state', ARGV[7]) end
+  redis.call('LPUSH', queue .. ':wake', 1)
+  redis.call('LTRIM', queue .. ':wake', 0, 0)
+end
+return 1

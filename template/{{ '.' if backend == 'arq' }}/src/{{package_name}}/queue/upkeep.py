@@ -1,0 +1,109 @@
+"""What a worker does beside its jobs: signs of life, aborts, and the schedule of periodic jobs."""
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+from redis.exceptions import RedisError
+
+from .attempt import Interruption
+from .client import LIFETIME, TaskQueue
+from .errors import QueueUnavailableError
+from .keys import ABORTS
+from .task import Task
+
+logger = logging.getLogger(__name__)
+ABORT_INTERVAL = 0.5  # seconds
+CRON_INTERVAL = 10  # seconds
+ABORTS_KEPT = 86_400  # seconds
+
+
+class Interruptible(Protocol):
+    """A running job."""
+
+    def interrupt(self, cause: Interruption) -> None:
+        """Cancel its attempt."""
+
+
+class Upkeep:
+    """The routines of one worker. They wait for Redis, and leave it to the worker to log that.
+
+    Args:
+        worker_id: The worker's id.
+        queue: The queue.
+        redis: The worker's client.
+        tasks: The tasks that it knows.
+    """
+
+    def __init__(
+        self, worker_id: str, queue: TaskQueue, redis: Any, tasks: Iterable[Task[..., Any]]
+    ) -> None:
+        self._name = f"{socket.gethostname()}:{worker_id}"
+        self._queue = queue
+        self._keys = queue.keys
+        self._settings = queue.settings
+        self._redis = redis
+        self._tasks = list(tasks)
+        unserved = {task.queue for task in self._tasks} - set(self._settings.queues)
+        for name in sorted(unserved):
+            logger.warning("this worker does not run queue %s: it is not in QUEUES", name)
+
+    async def run(self, running: Mapping[bytes, Interruptible]) -> None:
+        """Run all routines, until cancelled.
+
+        Args:
+            running: The jobs that run, by their ids; it changes.
+        """
+        # No task group: it passes a cancellation on only once.
+        routines = self._show_life(running), self._watch_aborts(running), self._schedule()
+        await asyncio.gather(*routines, return_exceptions=True)
+
+    async def say_goodbye(self) -> None:
+        """Take back the signs of life."""
+        with contextlib.suppress(RedisError, OSError):
+            await self._redis.zrem(self._keys.workers, self._name)
+            if not await self._redis.exists(self._keys.workers):
+                await self._redis.delete(self._keys.health)
+
+    async def _show_life(self, running: Mapping[bytes, Interruptible]) -> None:
+        """Write signs of life: ours for each worker, and ARQ's, which all of them share."""
+        interval = self._settings.health_interval
+        while True:
+            with contextlib.suppress(RedisError, OSError):
+                seconds, microseconds = await self._redis.time()
+                now = seconds * 1000 + microseconds // 1000
+                async with self._redis.pipeline(transaction=True) as pipe:
+                    pipe.zadd(self._keys.workers, {self._name: now})
+                    oldest = now - LIFETIME * interval * 1000
+                    pipe.zremrangebyscore(self._keys.workers, "-inf", oldest)
+                    pipe.zremrangebyscore(ABORTS, "-inf", now - ABORTS_KEPT * 1000)
+                    text = f"{datetime.now(UTC):%b-%d %H:%M:%S} j_ongoing={len(running)}"
+                    pipe.psetex(self._keys.health, int((interval + 1) * 1000), text)
+                    await pipe.execute()
+            await asyncio.sleep(interval)
+
+    async def _watch_aborts(self, running: Mapping[bytes, Interruptible]) -> None:
+        """Cancel running jobs that are to be aborted."""
+        while True:
+            await asyncio.sleep(ABORT_INTERVAL)
+            if not (ids := list(running)):
+                continue
+            with contextlib.suppress(RedisError, OSError):
+                for job_id, score in zip(ids, await self._redis.zmscore(ABORTS, ids), strict=True):
+                    if score is not None and job_id in running:
+                        running[job_id].interrupt(Interruption.ABORT)
+
+    async def _schedule(self) -> None:
+        """Enqueue the next run of each periodic task; workers agree on its id."""
+        periodic = [task for task in self._tasks if task.cron]
+        while periodic:
+            with contextlib.suppress(RedisError, OSError, QueueUnavailableError):
+                seconds, _ = await self._redis.time()
+                now = datetime.fromtimestamp(seconds, self._settings.timezone)
+                for task in periodic:
+                    await self._queue.schedule(task, now)
+            await asyncio.sleep(min(CRON_INTERVAL, self._settings.health_interval))

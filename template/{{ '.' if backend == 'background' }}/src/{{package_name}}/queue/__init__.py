@@ -1,0 +1,43 @@
+"""The queue of this service: define tasks, enqueue them, look at jobs.
+
+README.md in this folder tells how it works.
+"""
+
+from .client import TaskQueue, open_queue
+from .errors import (
+    Discard,
+    IdempotencyConflictError,
+    InvalidArgumentError,
+    PayloadTooLargeError,
+    QueueError,
+    QueueUnavailableError,
+    Retry,
+)
+from .models import Job, JobContext, JobStatus, QueueHealth, Receipt
+from .retry import RetryPolicy
+from .runner import run_jobs_here
+from .settings import QueueSettings
+from .task import Step, Task, task
+
+__all__ = [
+    "Discard",
+    "IdempotencyConflictError",
+    "InvalidArgumentError",
+    "Job",
+    "JobContext",
+    "JobStatus",
+    "PayloadTooLargeError",
+    "QueueError",
+    "QueueHealth",
+    "QueueSettings",
+    "QueueUnavailableError",
+    "Receipt",
+    "Retry",
+    "RetryPolicy",
+    "Step",
+    "Task",
+    "TaskQueue",
+    "open_queue",
+    "run_jobs_here",
+    "task",
+]

@@ -1,0 +1,166 @@
+"""The table of jobs in this process's memory: bounded in number, in bytes and in time."""
+
+import asyncio
+import time
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from pydantic_core import from_json
+
+from .attempt import Attempt
+from .errors import QueueUnavailableError
+from .models import Job, JobStatus
+from .settings import QueueSettings
+from .task import Task
+
+
+@dataclass(eq=False, slots=True)
+class Record:
+    """A job in the table.
+
+    Attributes:
+        job_id: Its id.
+        task: Its task.
+        arguments: Its arguments as JSON; empty once it has finished.
+        due: When it may start, in seconds since 1970.
+        fingerprint: The hash of its arguments, if it was enqueued under an idempotency key.
+        status: Its state; `QUEUED` also while it is deferred.
+        result: What the task returned, as JSON.
+        error: What it failed with.
+        attempts: The number of attempts that have begun.
+        enqueued_at: When it was enqueued.
+        started_at: When its last attempt began.
+        finished_at: When it finished.
+        timer: Ends its wait, if it is not due yet.
+        attempt: The running attempt.
+    """
+
+    job_id: str
+    task: Task[..., Any]
+    arguments: bytes
+    due: float
+    fingerprint: bytes = b""
+    status: JobStatus = JobStatus.QUEUED
+    result: bytes = b"null"
+    error: str | None = None
+    attempts: int = 0
+    enqueued_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    timer: asyncio.TimerHandle | None = None
+    attempt: Attempt | None = None
+
+    @property
+    def size(self) -> int:
+        """The bytes that the table counts for this job."""
+        return len(self.arguments) + len(self.result) + len(self.error or "")
+
+    def describe(self) -> Job:
+        """Return the state of the job, as callers see it."""
+        deferred = self.status is JobStatus.QUEUED and self.due > time.time()
+        return Job(
+            job_id=self.job_id,
+            status=JobStatus.DEFERRED if deferred else self.status,
+            result=from_json(self.result),
+            error=self.error,
+            function=self.task.name,
+            attempts=self.attempts,
+            enqueued_at=self.enqueued_at,
+            started_at=self.started_at,
+            finished_at=self.finished_at,
+        )
+
+
+class JobTable:
+    """The jobs of this process.
+
+    Args:
+        settings: The queue's settings, read whenever they are needed.
+    """
+
+    def __init__(self, settings: QueueSettings) -> None:
+        self._settings = settings
+        self._unfinished: dict[str, Record] = {}
+        self._finished: OrderedDict[str, Record] = OrderedDict()
+        self._unfinished_bytes = 0
+        self._finished_bytes = 0
+
+    def find(self, job_id: str) -> Record | None:
+        """Return a job, or None if it is unknown or was forgotten."""
+        self._forget_expired()
+        return self._unfinished.get(job_id) or self._finished.get(job_id)
+
+    def find_holder(self, job_id: str) -> Record | None:
+        """Return the job that holds a key; not one that failed, or failed long enough ago."""
+        record = self.find(job_id)
+        if record is not None and record.status is JobStatus.FAILED and record.finished_at:
+            age = datetime.now(UTC) - record.finished_at
+            if record.task.unique or age.total_seconds() >= self._settings.reuse_failed_key:
+                return None
+        return record
+
+    def unfinished(self) -> list[Record]:
+        """Return the jobs that wait or run, in the order in which they were enqueued."""
+        return list(self._unfinished.values())
+
+    def add(self, *records: Record) -> None:
+        """Store new jobs, all or none.
+
+        Raises:
+            QueueUnavailableError: The table is full of jobs that have not finished.
+        """
+        size = sum(record.size for record in records)
+        jobs = len(self._unfinished) + len(records)
+        if (
+            jobs > self._settings.max_stored_jobs
+            or self._unfinished_bytes + size > self._settings.max_stored_bytes
+        ):
+            raise QueueUnavailableError(
+                f"{len(self._unfinished)} jobs are waiting or running, and no more fit into memory"
+            )
+        for record in records:
+            self._forget(record.job_id)  # its predecessor, whose key is free again
+            self._unfinished[record.job_id] = record
+        self._unfinished_bytes += size
+        self._forget_expired()
+        self._forget_surplus(keep=0)
+
+    def finish(
+        self,
+        record: Record,
+        status: JobStatus,
+        *,
+        result: bytes = b"null",
+        error: str | None = None,
+    ) -> None:
+        """Store a job's outcome in the place of its arguments."""
+        del self._unfinished[record.job_id]
+        self._unfinished_bytes -= record.size
+        record.arguments = b""
+        record.status, record.result, record.error = status, result, error
+        record.finished_at = datetime.now(UTC)
+        self._finished[record.job_id] = record
+        self._finished_bytes += record.size
+        self._forget_surplus(keep=1)
+
+    def _forget_expired(self) -> None:
+        oldest = time.time() - self._settings.keep_result
+        while self._finished:
+            first = next(iter(self._finished.values()))
+            if first.finished_at is None or first.finished_at.timestamp() > oldest:
+                return
+            self._forget(first.job_id)
+
+    def _forget_surplus(self, keep: int) -> None:
+        while len(self._finished) > keep and (
+            len(self._unfinished) + len(self._finished) > self._settings.max_stored_jobs
+            or self._unfinished_bytes + self._finished_bytes > self._settings.max_stored_bytes
+        ):
+            self._forget(next(iter(self._finished)))
+
+    def _forget(self, job_id: str) -> None:
+        record = self._finished.pop(job_id, None)
+        if record is not None:
+            self._finished_bytes -= record.size

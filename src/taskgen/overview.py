@@ -7,8 +7,9 @@ from pathlib import PurePath
 
 MAX_LINES = 20
 
-# Of a line of file names, at most.
+# Of the names of a folder's files, at most.
 _WIDTH = 72
+_NAMES_LINES = 4
 # What the tree needs before it, at most.
 _INDENT = 12
 
@@ -83,11 +84,17 @@ class _Overview:
                 entries=tuple(self.entries(inner, depth - 1)),
             )
         if folder not in self.descriptions and (names := self._notable_files(folder)):
-            yield Entry(
-                textwrap.fill(
-                    ", ".join(names), self.width, break_long_words=False, break_on_hyphens=False
-                )
-            )
+            yield Entry(self._fill(", ".join(names)))
+
+    def _fill(self, text: str) -> str:
+        return textwrap.fill(
+            text,
+            self.width,
+            max_lines=_NAMES_LINES,
+            placeholder=" ...",
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
 
     def _subfolders(self, folder: PurePath) -> list[PurePath]:
         parents = {parent for file in self.files for parent in file.parents}

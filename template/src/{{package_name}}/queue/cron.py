@@ -21,11 +21,11 @@ class Cron:
     def __init__(self, fields: str) -> None:
         self.fields = fields
         if len(fields.split()) != FIELDS:
-            raise ValueError(f'cron {fields!r} must have five fields, as in "0 3 * * *"')
+            raise ValueError(f'{fields!r} must have five fields, as in "0 3 * * *"')
         try:
-            next(CronSim(fields, EPOCH))
+            self.next_after(EPOCH)
         except (CronSimError, StopIteration) as error:
-            raise ValueError(f"cron {fields!r} is not a schedule: {error}") from None
+            raise ValueError(f"{fields!r} is not a schedule: {error}") from None
 
     def next_after(self, moment: datetime) -> datetime:
         """Return the first time after this moment, in the moment's timezone."""

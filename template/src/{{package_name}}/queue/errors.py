@@ -38,6 +38,8 @@ class IdempotencyConflictError(QueueError):
 class Retry(Exception):  # noqa: N818 - ARQ's name
     """Raise in a task to run it again after `defer` (seconds or a timedelta), as a new attempt."""
 
+    defer: float = 0  # of a subclass that does not call `__init__`
+
     def __init__(self, defer: float | timedelta = 0) -> None:
         self.defer = defer.total_seconds() if isinstance(defer, timedelta) else float(defer)
         super().__init__(f"asked for another attempt in {self.defer:g} s")

@@ -21,7 +21,7 @@ class JobStatus(StrEnum):
     ABORTED = "aborted"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # with slots, Python 3.11 cannot call JobContext[Resources]
 class JobContext(Generic[ResourcesT]):
     """What a task gets as its first argument: the process's resources, and the running attempt.
 
@@ -83,4 +83,4 @@ class QueueHealth(BaseModel):
     status: str = "ready"
     depth: int
     oldest_seconds: float | None
-    worker: bool
+    workers: int

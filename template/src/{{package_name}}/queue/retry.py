@@ -1,7 +1,8 @@
 """The retry policy: how many attempts a job gets, and how long it waits between them."""
 
 import random
-from dataclasses import dataclass
+
+from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveInt
 
 from .errors import Discard, InvalidJobError, InvalidResultError, JobExpiredError
 
@@ -18,8 +19,7 @@ NEVER_RETRIED = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RetryPolicy:
+class RetryPolicy(BaseModel):
     """When an attempt that ended with an exception is followed by another.
 
     Attempt n is followed by attempt n + 1 after `backoff * 2 ** (n - 1)` seconds, at most
@@ -34,20 +34,15 @@ class RetryPolicy:
             `AttributeError`, `NameError`, `NotImplementedError`) and `Discard`.
 
     Raises:
-        ValueError: A value is out of range.
+        ValueError: A value is out of range, or has the wrong type.
     """
 
-    max_attempts: int = 1
-    backoff: float = 2
-    max_backoff: float = 600
-    never: tuple[type[BaseException], ...] = ()
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
-    def __post_init__(self) -> None:
-        """Validate the values where they are written."""
-        if self.max_attempts < 1:
-            raise ValueError(f"max_attempts must be at least 1, not {self.max_attempts}")
-        if self.backoff < 0 or self.max_backoff < 0:
-            raise ValueError("backoff and max_backoff must not be negative")
+    max_attempts: PositiveInt = 1
+    backoff: NonNegativeFloat = 2
+    max_backoff: NonNegativeFloat = 600
+    never: tuple[type[BaseException], ...] = ()
 
     def allows(self, error: BaseException, attempt: int) -> bool:
         """Return whether an attempt that ended with this exception may be followed by another."""

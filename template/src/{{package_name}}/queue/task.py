@@ -2,10 +2,32 @@
 
 import asyncio
 import inspect
-import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
+from typing import (
+    Annotated,
+    Any,
+    Concatenate,
+    Generic,
+    ParamSpec,
+    Protocol,
+    TypeVar,
+    Unpack,
+    overload,
+)
+
+from pydantic import (
+    AfterValidator,
+    ConfigDict,
+    InstanceOf,
+    NonNegativeInt,
+    PositiveFloat,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+    with_config,
+)
+from typing_extensions import TypedDict
 
 from .arguments import Arguments
 from .cron import Cron
@@ -15,7 +37,6 @@ from .retry import RetryPolicy
 P = ParamSpec("P")
 R = TypeVar("R")
 UNITS = {"second": 1, "minute": 60, "hour": 3600, "day": 86_400}
-QUEUE_NAME = re.compile(r"[a-z][a-z0-9_-]{0,49}")
 DEFAULT_QUEUE = "default"
 
 
@@ -35,9 +56,24 @@ class RateLimit:
         """
         count, _, unit = text.partition("/")
         if not (count.isdecimal() and int(count) and unit in UNITS):
-            known = ", ".join(UNITS)
-            raise ValueError(f'rate_limit {text!r} must be like "10/minute"; units: {known}')
+            raise ValueError(f'{text!r} must be like "10/minute"; units: {", ".join(UNITS)}')
         return cls(int(count), UNITS[unit])
+
+
+@with_config(ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))
+class Options(TypedDict, total=False):
+    """What a task may ask for; `task` describes it."""
+
+    retries: NonNegativeInt
+    retry: InstanceOf[RetryPolicy]
+    timeout: PositiveFloat
+    rate_limit: Annotated[str, AfterValidator(RateLimit.parse)]
+    unique: str | tuple[str, ...]
+    queue: Annotated[str, StringConstraints(pattern="^[a-z][a-z0-9_-]{0,49}$")]
+    cron: Annotated[str, AfterValidator(Cron)]
+
+
+_OPTIONS: TypeAdapter[Any] = TypeAdapter(Options)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,37 +99,27 @@ class Task(Generic[P, R]):
         ValueError: An option is out of range.
     """
 
-    def __init__(  # noqa: PLR0913 - one for each option
-        self,
-        function: Callable[..., Any],
-        *,
-        retries: int | None = None,
-        retry: RetryPolicy | None = None,
-        timeout: float | None = None,
-        rate_limit: str | None = None,
-        unique: str | tuple[str, ...] = (),
-        queue: str = DEFAULT_QUEUE,
-        cron: str | None = None,
-    ) -> None:
+    def __init__(self, function: Callable[..., Any], **options: Unpack[Options]) -> None:
         self.name = function.__name__
         self.__doc__ = function.__doc__
         self.function = function
         self.is_async = inspect.iscoroutinefunction(function)
         self.arguments = Arguments(self.name, function)
-        self.retry = self._retry_policy(retries, retry)
-        self.timeout = timeout
-        self.rate_limit = RateLimit.parse(rate_limit) if rate_limit is not None else None
+        valid = self._validate(options)
+        self.retry = valid.get("retry") or RetryPolicy(max_attempts=valid.get("retries", 0) + 1)
+        self.timeout: float | None = valid.get("timeout")
+        self.rate_limit: RateLimit | None = valid.get("rate_limit")
+        unique: str | tuple[str, ...] = valid.get("unique", ())
         self.unique = (unique,) if isinstance(unique, str) else unique
-        self.queue = queue
-        self.cron = Cron(cron) if cron is not None else None
-        if timeout is not None and not timeout > 0:
-            raise ValueError(f"{self.name}: timeout must be positive, not {timeout}")
-        if unknown := set(self.unique) - set(self.arguments.names):
+        self.queue: str = valid.get("queue", DEFAULT_QUEUE)
+        self.cron: Cron | None = valid.get("cron")
+        if "retries" in valid and "retry" in valid:
+            raise TypeError(f"{self.name}: give either retries or retry")
+        if unknown := set(self.unique) - self.arguments.names:
             raise TypeError(f"{self.name}: unique names no parameter: {', '.join(unknown)}")
-        if not QUEUE_NAME.fullmatch(queue):
-            raise ValueError(f"{self.name}: queue {queue!r} must match {QUEUE_NAME.pattern}")
-        if self.cron and self._required():
-            raise TypeError(f"{self.name}: a task with cron must not require arguments")
+        if self.cron and self.arguments.required:
+            required = ", ".join(self.arguments.required)
+            raise TypeError(f"{self.name}: a task with cron must have a default for {required}")
 
     async def __call__(self, ctx: Any, /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the function here and now."""
@@ -109,9 +135,8 @@ class Task(Generic[P, R]):
             InvalidArgumentError: An argument does not fit the task.
         """
         given = self.arguments.encode_partial(args, kwargs)
-        parameters = self.arguments.signature.parameters
-        open_ = [name for name in parameters if name not in given]
-        required = [name for name in open_ if parameters[name].default is inspect.Parameter.empty]
+        open_ = [name for name in self.arguments.names if name not in given]
+        required = [name for name in open_ if name in self.arguments.required]
         if len(required) > 1:
             raise InvalidArgumentError(f"{self.name}: {', '.join(required)} are missing in a step")
         return Step(self, given, next(iter(required or open_), None))
@@ -120,18 +145,22 @@ class Task(Generic[P, R]):
         """Return a text that equal jobs have in common; None if the task is not `unique`."""
         return self.arguments.canonical(self.unique, args, kwargs) if self.unique else None
 
-    def _retry_policy(self, retries: int | None, retry: RetryPolicy | None) -> RetryPolicy:
-        if retries is None:
-            return retry or RetryPolicy()
-        if retry is not None:
-            raise TypeError(f"{self.name}: give either retries or retry")
-        if retries < 0:
-            raise ValueError(f"{self.name}: retries must not be negative, but is {retries}")
-        return RetryPolicy(max_attempts=retries + 1)
+    def _validate(self, options: Options) -> dict[str, Any]:
+        try:
+            valid: dict[str, Any] = _OPTIONS.validate_python(options)
+        except ValidationError as error:
+            first = error.errors()[0]
+            wrong_type = first["type"].endswith(("_type", "_of", "_forbidden"))
+            problem = f"{self.name}: option {first['loc'][0]}: {first['msg']}"
+            raise (TypeError if wrong_type else ValueError)(problem) from None
+        return valid
 
-    def _required(self) -> list[str]:
-        parameters = self.arguments.signature.parameters.values()
-        return [each.name for each in parameters if each.default is each.empty]
+
+class _Decorator(Protocol):
+    @overload
+    def __call__(self, function: Callable[Concatenate[Any, P], Awaitable[R]], /) -> Task[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[Concatenate[Any, P], R], /) -> Task[P, R]: ...
 
 
 @overload
@@ -139,17 +168,8 @@ def task(function: Callable[Concatenate[Any, P], Awaitable[R]], /) -> Task[P, R]
 @overload
 def task(function: Callable[Concatenate[Any, P], R], /) -> Task[P, R]: ...
 @overload
-def task(
-    *,
-    retries: int | None = ...,
-    retry: RetryPolicy | None = ...,
-    timeout: float | None = ...,
-    rate_limit: str | None = ...,
-    unique: str | tuple[str, ...] = ...,
-    queue: str = ...,
-    cron: str | None = ...,
-) -> "_Decorator": ...
-def task(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
+def task(**options: Unpack[Options]) -> _Decorator: ...
+def task(function: Callable[..., Any] | None = None, /, **options: Unpack[Options]) -> Any:
     """Define a task: a function of a context and of arguments with types.
 
     The function is `async def`, or `def`, which runs in a thread and cannot be aborted.
@@ -166,18 +186,8 @@ def task(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
         TypeError: The function's parameters cannot be sent, or an option has the wrong type.
         ValueError: An option is out of range.
     """
-    if function is not None:
+
+    def define(function: Callable[..., Any]) -> Task[..., Any]:
         return Task(function, **options)
-    return lambda function: Task(function, **options)
 
-
-class _Decorator:
-    """What `task(...)` returns, as type checkers see it."""
-
-    @overload
-    def __call__(self, function: Callable[Concatenate[Any, P], Awaitable[R]], /) -> Task[P, R]: ...
-    @overload
-    def __call__(self, function: Callable[Concatenate[Any, P], R], /) -> Task[P, R]: ...
-    def __call__(self, function: Callable[..., Any], /) -> Any:
-        """Define a task."""
-        raise NotImplementedError
+    return define if function is None else define(function)

@@ -31,13 +31,14 @@ from .documents import (
     to_datetime,
 )
 from .enqueueing import Enqueuer, NewJob
-from .errors import IdempotencyConflictError, PayloadTooLargeError
+from .errors import IdempotencyConflictError, PayloadTooLargeError, QueueUnavailableError
 from .keys import ATTEMPTS, IN_PROGRESS, JOB, RESULT, Keys
 from .models import Chain, Job, JobStatus, QueueHealth, Receipt
 from .settings import QueueSettings
 from .task import Step, Task
 
 P = ParamSpec("P")
+LIFETIME = 3  # health intervals without a sign of life until a worker counts as lost
 
 
 class TaskQueue:
@@ -119,15 +120,26 @@ class TaskQueue:
         due_ms = int(task.cron.next_after(now).timestamp() * 1000)
         entry = f"{due_ms} {task.cron.fields}"
         async with translate_redis_errors(self._timeout):
-            known = (await self._redis.hget(self.keys.cron, task.name) or b"").decode()
-        if known == entry:
+            known = await self._redis.hget(self.keys.cron, task.name) or b""
+        if known == entry.encode():
             return
-        if known and known.partition(" ")[2] != task.cron.fields:
-            await self.abort(self._cron_id(task, known.partition(" ")[0]))
+        known_ms, _, fields = known.decode("utf-8", "replace").partition(" ")
+        if fields != task.cron.fields:
+            await self._withdraw(self._cron_id(task, known_ms))
         document = job_document(task.name, b"{}", _now_ms(), task.queue)
         await self._put(task.queue, self._cron_id(task, due_ms), document, str(due_ms))
         async with translate_redis_errors(self._timeout):
             await self._redis.hset(self.keys.cron, task.name, entry)
+
+    async def _withdraw(self, job_id: str) -> None:
+        """Take back a job that does not run yet, without a trace: its id may be used again."""
+        async with translate_redis_errors(self._timeout):
+            record = await self._read(job_id)
+            if record.due_ms is not None and record.token is None:
+                async with self._redis.pipeline() as pipe:
+                    pipe.zrem(record.queue, job_id)
+                    pipe.delete(JOB + job_id)
+                    await pipe.execute()
 
     async def chain(self, *steps: Step[Any]) -> str:
         """Run `a.s(x=1), b.s()` one after the other; each gets the result of the one before.
@@ -137,9 +149,11 @@ class TaskQueue:
 
         Raises:
             ValueError: There is no step.
+            InvalidArgumentError: The first step lacks an argument.
         """
         if not steps:
             raise ValueError("a chain needs at least one step")
+        steps[0].task.arguments.decode((), steps[0].arguments)
         chain_id = uuid4().hex
         stored = [self._stored_step(step) for step in steps]
         first, *rest = stored
@@ -233,18 +247,26 @@ class TaskQueue:
             self.redis.pipeline(transaction=True) as pipe,
         ):
             pipe.time()
-            pipe.zrange(self.keys.workers, 0, -1, withscores=True)
             for name in names:
                 pipe.zcard(self.keys.queue(name))
                 pipe.zrange(self.keys.queue(name), 0, 0, withscores=True)
-            (seconds, micro), workers, *sizes = await pipe.execute()
+            (seconds, micro), *sizes = await pipe.execute()
+            await self._enqueuer.check()
         now = seconds + micro / 1e6
         due = [score / 1000 for first in sizes[1::2] for _, score in first]
         oldest = max([0.0, *(now - each for each in due)]) if any(e <= now for e in due) else None
-        alive = [
-            seen for _, seen in workers if seen / 1000 > now - 3 * self.settings.health_interval
-        ]
-        return QueueHealth(depth=sum(sizes[::2]), oldest_seconds=oldest, worker=bool(alive))
+        workers = len(await self.living_workers())
+        return QueueHealth(depth=sum(sizes[::2]), oldest_seconds=oldest, workers=workers)
+
+    async def living_workers(self) -> list[str]:
+        """Return the workers that have shown a sign of life of late, each as its host and its id."""
+        async with translate_redis_errors(self._timeout):
+            seconds, microseconds = await self._redis.time()
+            oldest = (
+                seconds + microseconds / 1e6 - LIFETIME * self.settings.health_interval
+            ) * 1000
+            names = await self._redis.zrange(self.keys.workers, oldest, "+inf", byscore=True)
+        return [name.decode() for name in names]
 
     async def _enqueue(
         self,
@@ -283,7 +305,10 @@ class TaskQueue:
         now = asyncio.get_running_loop().time()
         deadline = now + self._timeout if self._timeout else 0
         key = self.keys.queue(queue)
-        return await self._enqueuer.put(NewJob(key, job_id, document, due, kind, deadline))
+        stored = await self._enqueuer.put(NewJob(key, job_id, document, due, kind, deadline))
+        if stored == b"":
+            raise QueueUnavailableError("a key of the job or of its queue holds another type")
+        return stored
 
     def _check_size(self, task: Task[..., Any], arguments: bytes) -> None:
         most = self.settings.max_payload

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from arq import ArqRedis
 from redis.asyncio import BlockingConnectionPool
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import ReadOnlyError, RedisError, ResponseError
 
 from .documents import STORED_MS, deserialize, serialize
 from .errors import QueueUnavailableError
@@ -20,8 +20,10 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 SCRIPTS = Path(__file__).with_name("scripts")
 CONNECT_TIMEOUT = 1  # seconds
+SOCKET_TIMEOUT = 3  # seconds, longer than a worker waits for a wake-up
 FIRST_PAUSE = 0.05  # seconds between two attempts to reach Redis
 LONGEST_PAUSE = 1
+OLDEST = 7  # version of Redis that runs the scripts, as any Valkey does
 # What a server answers that cannot do a thing now, and has done nothing.
 NOT_NOW = (
     "BUSY",
@@ -39,13 +41,16 @@ NOT_NOW = (
 
 def connect(settings: QueueSettings, **options: Any) -> ArqRedis:
     """Return a client with its own pool; nothing is sent yet. Options are those of redis-py."""
+    url = settings.redis_url.get_secret_value()
     defaults: dict[str, Any] = {
+        "redis_connect_func": _greet,
         "socket_connect_timeout": CONNECT_TIMEOUT,
-        "socket_keepalive": True,
+        "socket_timeout": SOCKET_TIMEOUT,
         "max_connections": 50,
         "timeout": None,
     }
-    url = settings.redis_url.get_secret_value()
+    if not url.startswith("unix:"):
+        defaults["socket_keepalive"] = True
     pool = BlockingConnectionPool.from_url(url, **(defaults | options))
     client = ArqRedis(
         pool,
@@ -55,6 +60,24 @@ def connect(settings: QueueSettings, **options: Any) -> ArqRedis:
     )
     client.expires_extra_ms = STORED_MS
     return client
+
+
+async def _greet(connection: Any) -> None:
+    """Open a connection; refuse a server on which the scripts cannot run."""
+    await connection.on_connect()
+    await connection.send_command("HELLO")
+    try:
+        reply = await connection.read_response()
+    except ResponseError:
+        return  # forbidden, or unknown: the scripts will show
+    facts = dict(zip(reply[::2], reply[1::2], strict=True))
+    mode, version = facts[b"mode"].decode(), facts[b"version"].decode()
+    if mode != "standalone" or int(version.partition(".")[0]) < OLDEST:
+        await connection.disconnect()
+        raise QueueUnavailableError(
+            f"Redis {version} in {mode} mode is not supported: it must be version {OLDEST} or newer, "
+            "and neither a cluster nor a Sentinel"
+        )
 
 
 class Script:
@@ -67,11 +90,17 @@ class Script:
 
     def __init__(self, redis: ArqRedis, name: str) -> None:
         text = (SCRIPTS / f"{name}.lua").read_text("utf-8")
+        self._pool = redis.connection_pool
         self._script: Any = redis.register_script(text)
 
     async def __call__(self, *arguments: str | bytes | float) -> Any:
         """Run it in one round trip."""
-        return await self._script(args=arguments)
+        try:
+            return await self._script(args=arguments)
+        except ReadOnlyError:
+            # A failover: the name may stand for another server by now.
+            await self._pool.disconnect(inuse_connections=False)
+            raise
 
 
 def has_done_nothing(error: BaseException) -> bool:
@@ -105,6 +134,7 @@ class Outage:
 
     def __init__(self) -> None:
         self._since: float | None = None
+        self._back_at = 0.0
         self._abandoned = False
 
     def abandon(self) -> None:
@@ -122,10 +152,11 @@ class Outage:
         """
         pause = FIRST_PAUSE
         while True:
+            sent_at = time.monotonic()
             try:
                 result = await call()
             except (RedisError, OSError) as error:
-                self._begin(error)
+                self._begin(error, sent_at)
                 if self._abandoned or give_up():
                     raise
                 await asyncio.sleep(pause)
@@ -134,8 +165,9 @@ class Outage:
                 self._end()
                 return result
 
-    def _begin(self, error: Exception) -> None:
-        if self._since is None:
+    def _begin(self, error: Exception, sent_at: float) -> None:
+        # A call of the last outage may fail when others have succeeded again.
+        if self._since is None and sent_at > self._back_at:
             self._since = time.monotonic()
             logger.warning("Redis is unavailable, retrying: %s", code(error))
 
@@ -143,6 +175,7 @@ class Outage:
         if self._since is not None:
             logger.warning("Redis is back after %.1f s", time.monotonic() - self._since)
             self._since = None
+            self._back_at = time.monotonic()
 
 
 @asynccontextmanager

@@ -3,6 +3,7 @@
 ARQ's default is pickle, with which whoever can write to Redis can run code here.
 """
 
+from asyncio import CancelledError
 from contextlib import suppress
 from datetime import UTC, datetime
 from traceback import format_exception
@@ -62,7 +63,7 @@ class StoredError(BaseModel):
 
 
 class JobFailedError(Exception):
-    """Carries the error of a task through ARQ's own worker, which stores it."""
+    """Carries the error of a task through ARQ's own worker and client."""
 
     def __init__(self, error: StoredError) -> None:
         super().__init__(str(error))
@@ -76,6 +77,7 @@ class StoredResult(StoredJob):
     r: Any  # what the task returned, or a StoredError
     st: int  # when the last attempt began
     ft: int  # when it ended
+    id: str | None = None  # its job, for ARQ's client
 
     def status(self) -> JobStatus:
         """Return the final status."""
@@ -172,13 +174,20 @@ def serialize(document: dict[str, Any]) -> bytes:
 
 
 def deserialize(data: bytes) -> dict[str, Any]:
-    """Read a job or result for ARQ's own client and worker.
+    """Read a job or result for ARQ's own client and worker, which raise what they find as error.
 
     Raises:
         ValidationError: It is neither.
     """
-    model = StoredResult if b'"ft":' in data else StoredJob
-    return dict(model.model_validate_json(data))
+    try:
+        result = StoredResult.model_validate_json(data)
+    except ValidationError:
+        return dict(StoredJob.model_validate_json(data))
+    document = dict(result)
+    if not result.s:
+        aborted = result.status() is JobStatus.ABORTED
+        document["r"] = CancelledError() if aborted else JobFailedError(result.error())
+    return document
 
 
 def _error_document(value: object) -> dict[str, Any]:

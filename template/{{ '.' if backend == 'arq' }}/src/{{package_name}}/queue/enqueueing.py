@@ -54,6 +54,10 @@ class Enqueuer(Batcher[NewJob, bytes | None]):
         self._settings = settings
         self._server_ahead: float | None = None  # seconds, of the server's clock and the loop's
 
+    async def check(self) -> None:
+        """Enqueue nothing, which fails where the server would refuse a job."""
+        await self._script(self._settings.queue_name, 0, STORED_MS, 0)
+
     async def _enqueue(self, jobs: list[NewJob]) -> list[bytes | None]:
         while True:
             try:

@@ -65,6 +65,7 @@ class Leases(threading.Thread):
         self._loop_seen_at = time.monotonic()
         self._current: asyncio.Task[Any] | None = None
         self._stopped = threading.Event()
+        self._give_up_old(time.monotonic())
 
     def hold(self, lease: Lease) -> None:
         """Renew this lease from now on."""
@@ -73,7 +74,7 @@ class Leases(threading.Thread):
     def release(self, lease: Lease) -> None:
         """Renew this lease no more."""
         if self._held.get(lease.job_id) is lease:
-            del self._held[lease.job_id]
+            self._held.pop(lease.job_id, None)  # the other thread may do so too
 
     def stop(self) -> None:
         """Renew nothing any more."""
@@ -96,8 +97,8 @@ class Leases(threading.Thread):
                 self._renew()
                 pause = self._seconds / RENEWALS
             except (RedisError, OSError):
+                self._redis.connection_pool.disconnect()
                 pause = min(RETRY_PAUSE, self._seconds / RENEWALS)
-            self._give_up_old()
         self._redis.close()
 
     def _see_loop(self) -> None:
@@ -118,11 +119,16 @@ class Leases(threading.Thread):
             else:
                 lease.renewed_at = sent_at
 
-    def _give_up_old(self) -> None:
-        oldest = time.monotonic() - SAFETY * self._seconds
-        for lease in list(self._held.values()):
-            if lease.renewed_at < oldest:
+    def _give_up_old(self, due_at: float) -> None:
+        """Lose what was not renewed in time; in the loop, since the thread may wait for Redis."""
+        now = time.monotonic()
+        # After a pause of the process, the thread has not had its turn yet.
+        for lease in list(self._held.values()) if now < due_at + self._seconds / 10 else ():
+            if lease.renewed_at < now - SAFETY * self._seconds:
                 self._lose(lease)
+        pause = self._seconds / 20
+        if not self._stopped.is_set():
+            self._loop.call_later(pause, self._give_up_old, now + pause)
 
     def _lose(self, lease: Lease) -> None:
         self.release(lease)

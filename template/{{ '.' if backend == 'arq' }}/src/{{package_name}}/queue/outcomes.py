@@ -138,7 +138,7 @@ def report_of(
             return Report(held, "release")
         case Interrupted(Interruption.LEASE_LOST):
             logger.warning("%s lost its lease and was cancelled", name)
-            return None
+            return Report(held, "release")  # dropped if another worker holds it by now
         case Interrupted():
             status, error = "aborted", StoredError(type=ABORTED, message="")
         case Failure(type_, message, traceback):

@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+import signal
+import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
@@ -9,23 +11,25 @@ from datetime import UTC
 from typing import Any
 
 from arq import Retry as ArqRetry
-from arq.connections import RedisSettings
 from arq.worker import Function, func
 from pydantic_core import from_json
 
-from .attempt import Again, Attempt, Failure, Interrupted, Limits, Success
+from .attempt import Again, Failure, Interrupted, Limits, Success
 from .client import TaskQueue
 from .connection import connect
 from .documents import JobFailedError, StoredError, deserialize, serialize
 from .models import JobContext
+from .redis_url import arq_redis_settings
 from .settings import QueueSettings
 from .task import DEFAULT_QUEUE, Task
+from .worker import ArqAttempt
 
 logger = logging.getLogger(__name__)
 MISSING = (
     "leases (the jobs of a killed worker wait for their timeout), fencing, dead jobs, chains, "
     "rate limits, cron, queues other than the default one, waiting for Redis"
 )
+CHECK_TIMEOUT = 10  # seconds
 OpenResources = Callable[[TaskQueue], AbstractAsyncContextManager[Any]]
 
 
@@ -39,6 +43,8 @@ def arq_worker_settings(
         settings: The queue's settings.
         open_resources: Opens what tasks get as `ctx.resources`.
     """
+    if "--check" in sys.argv:
+        signal.alarm(CHECK_TIMEOUT)  # ARQ's check would wait for a hung Redis for ever
 
     async def on_startup(ctx: dict[str, Any]) -> None:
         logger.warning("ARQ's own worker runs these tasks without: %s", MISSING)
@@ -54,7 +60,7 @@ def arq_worker_settings(
     attributes = {
         "functions": [as_arq_function(task, settings) for task in tasks],
         "redis_pool": connect(settings),
-        "redis_settings": RedisSettings.from_dsn(settings.redis_url.get_secret_value()),
+        "redis_settings": arq_redis_settings(settings.redis_url.get_secret_value()),
         "queue_name": settings.queue_name,
         "job_serializer": serialize,
         "job_deserializer": deserialize,
@@ -81,13 +87,13 @@ def as_arq_function(task: Task[..., Any], settings: QueueSettings) -> Function:
             attempt=ctx["job_try"],
             enqueued_at=ctx["enqueue_time"].astimezone(UTC),
         )
-        outcome = await Attempt(task, context, limits, ctx["threads"]).run(args, kwargs)
+        outcome = await ArqAttempt(task, context, limits, ctx["threads"]).run(args, kwargs)
         match outcome:
             case Success(document):
                 return from_json(document)
             case Again(delay):
                 raise ArqRetry(defer=delay)
-            case Failure(type="CancelledError") | Interrupted():  # ARQ aborts it, or shuts down
+            case Interrupted():  # ARQ aborts the job, or shuts down
                 raise asyncio.CancelledError
             case Failure(type_, message, traceback):
                 raise JobFailedError(StoredError(type=type_, message=message, traceback=traceback))

@@ -25,8 +25,15 @@ def run(work: Callable[[], Coroutine[Any, Any, bool]]) -> None:
     ever: where one is left, the process ends without waiting for it.
     """
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        all_ended = runner.run(work())
-        if not all_ended:
+        loop = runner.get_loop()
+        main = loop.create_task(work())
+        while not main.done():
+            try:
+                loop.run_until_complete(main)
+            except SystemExit:  # of an asyncio task that a job has started: it ends only the job
+                if main.done():
+                    raise
+        if not main.result():
             logging.shutdown()
             sys.stderr.flush()
             os._exit(1)

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import socket
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -10,7 +11,7 @@ from typing import Any, Protocol
 from redis.exceptions import RedisError
 
 from .attempt import Interruption
-from .client import TaskQueue
+from .client import LIFETIME, TaskQueue
 from .errors import QueueUnavailableError
 from .keys import ABORTS
 from .task import Task
@@ -41,7 +42,7 @@ class Upkeep:
     def __init__(
         self, worker_id: str, queue: TaskQueue, redis: Any, tasks: Iterable[Task[..., Any]]
     ) -> None:
-        self._worker_id = worker_id
+        self._name = f"{socket.gethostname()}:{worker_id}"
         self._queue = queue
         self._keys = queue.keys
         self._settings = queue.settings
@@ -58,14 +59,13 @@ class Upkeep:
             running: The jobs that run, by their ids; it changes.
         """
         # No task group: it passes a cancellation on only once.
-        await asyncio.gather(
-            self._show_life(running), self._watch_aborts(running), self._schedule()
-        )
+        routines = self._show_life(running), self._watch_aborts(running), self._schedule()
+        await asyncio.gather(*routines, return_exceptions=True)
 
     async def say_goodbye(self) -> None:
         """Take back the signs of life."""
         with contextlib.suppress(RedisError, OSError):
-            await self._redis.zrem(self._keys.workers, self._worker_id)
+            await self._redis.zrem(self._keys.workers, self._name)
             if not await self._redis.exists(self._keys.workers):
                 await self._redis.delete(self._keys.health)
 
@@ -74,12 +74,13 @@ class Upkeep:
         interval = self._settings.health_interval
         while True:
             with contextlib.suppress(RedisError, OSError):
-                seconds, _ = await self._redis.time()
+                seconds, microseconds = await self._redis.time()
+                now = seconds * 1000 + microseconds // 1000
                 async with self._redis.pipeline(transaction=True) as pipe:
-                    pipe.zadd(self._keys.workers, {self._worker_id: seconds * 1000})
-                    oldest = (seconds - 3 * interval) * 1000
+                    pipe.zadd(self._keys.workers, {self._name: now})
+                    oldest = now - LIFETIME * interval * 1000
                     pipe.zremrangebyscore(self._keys.workers, "-inf", oldest)
-                    pipe.zremrangebyscore(ABORTS, "-inf", (seconds - ABORTS_KEPT) * 1000)
+                    pipe.zremrangebyscore(ABORTS, "-inf", now - ABORTS_KEPT * 1000)
                     text = f"{datetime.now(UTC):%b-%d %H:%M:%S} j_ongoing={len(running)}"
                     pipe.psetex(self._keys.health, int((interval + 1) * 1000), text)
                     await pipe.execute()

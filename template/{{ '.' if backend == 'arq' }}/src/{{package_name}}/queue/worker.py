@@ -14,7 +14,7 @@ from arq import Retry as ArqRetry
 from pydantic import ValidationError
 from redis.exceptions import RedisError
 
-from .attempt import Attempt, Failure, Interruption, Limits, Outcome, failure
+from .attempt import Attempt, Interruption, Limits, Outcome, failure, left_behind
 from .client import TaskQueue
 from .connection import Outage, Script, connect
 from .documents import StoredJob, to_datetime
@@ -27,7 +27,6 @@ from .upkeep import Upkeep
 
 logger = logging.getLogger(__name__)
 LONGEST_WAIT = 1  # seconds without a wake-up, for jobs that ARQ's own client has enqueued
-SOCKET_TIMEOUT = 3  # seconds, longer than the longest wait
 GATHER = 0.002  # seconds in which slots become free, before jobs are claimed for them
 MOST_BYTES = 4_194_304  # of payloads in one claim
 SUSPECTS = 10  # of so many slots, one is for suspects
@@ -46,16 +45,14 @@ class Running:
         held: What Redis has of it.
         lease: Its lease, renewed until it is released.
         suspect_until: Until when it counts as a suspect, by the event loop's clock.
-        gives_up_at: When it counts as failed though it goes on, by the event loop's clock.
     """
 
     held: Held
     lease: Lease
     suspect_until: float
     stored: StoredJob = field(default_factory=_unreadable)
-    attempt: "_Attempt | None" = None
+    attempt: "ArqAttempt | None" = None
     interrupted: Interruption | None = None
-    gives_up_at: float = float("inf")
 
     def interrupt(self, cause: Interruption) -> None:
         """Cancel its attempt."""
@@ -64,10 +61,11 @@ class Running:
             self.attempt.interrupt(cause)
 
 
-class _Attempt(Attempt):
+class ArqAttempt(Attempt):
     """An attempt whose task may also raise ARQ's own `Retry`."""
 
     def decide(self, error: BaseException) -> Outcome:
+        """Return what becomes of a job whose attempt ended with this exception."""
         if isinstance(error, ArqRetry):
             error = Retry((error.defer_score or 0) / 1000)
         return super().decide(error)
@@ -99,7 +97,7 @@ class Worker:
         self._free = {self._keys.queue(name): count for name, count in settings.queues.items()}
         self._slots = sum(self._free.values())
         # redis-py does not tell its asynchronous replies from the others.
-        self._redis: Any = connect(settings, socket_timeout=SOCKET_TIMEOUT)
+        self._redis: Any = connect(settings)
         self._claim_script = Script(self._redis, "claim")
         self._outage = Outage()
         self._reporter = Reporter(self._redis, settings, self._outage)
@@ -109,6 +107,7 @@ class Worker:
         self._jobs: set[asyncio.Task[None]] = set()
         self._news = asyncio.Event()  # a slot became free, a job became due, or the worker stops
         self._listener: asyncio.Task[None] | None = None
+        self._heard: set[str] = set()  # the queues whose wake-ups it waits for
         self._stopping = self._hurried = self._burst = False
         self._suspects_next = False
         self._quiet_until = 0.0  # when suspects are claimed though others still run
@@ -129,14 +128,12 @@ class Worker:
             burst: Also end when no job is due.
 
         Returns:
-            Whether all jobs have ended; if not, some ignore their cancellation.
+            Whether all calls have ended; if not, some ignore their cancellation.
         """
         self._burst = burst
         self._leases = Leases(self._settings, self._on_lost)
         self._leases.start()
-        upkeep = [
-            asyncio.create_task(each) for each in (self._upkeep.run(self._running), self._watch())
-        ]
+        upkeep = asyncio.create_task(self._upkeep.run(self._running))
         logger.info("worker %s runs %s", self._id, ", ".join(self._settings.queues))
         try:
             await self._work()
@@ -155,10 +152,13 @@ class Worker:
                 seconds = await self._claim_and_start()
             except (RedisError, OSError):
                 break  # stopped while Redis was unavailable
-            if self._burst and not self._running and seconds >= LONGEST_WAIT:
+            # What has ended since the claim was sent may have made another job due.
+            idle = not self._jobs and not self._news.is_set()
+            if self._burst and idle and seconds >= LONGEST_WAIT:
                 break
             if seconds > 0 and not self._stopping:
-                await self._wait(min(seconds, LONGEST_WAIT))
+                # Twice, so that it is the listener that ends an idle wait.
+                await self._wait(min(seconds, 2 * LONGEST_WAIT))
         if self._listener is not None:
             self._listener.cancel()
             await asyncio.gather(self._listener, return_exceptions=True)
@@ -293,21 +293,17 @@ class Worker:
         most = max(task.retry.max_attempts, self._settings.max_attempts)
         if held.attempt > most:
             raise WorkerLostError(f"its worker was lost at the last of {most} attempts")
-        if late > 0:
+        if late > 0 and running.interrupted is None:
             raise JobExpiredError(f"it was due too long ago, by {late:.0f} s")
         enqueued_at = to_datetime(stored.et) or datetime.fromtimestamp(0, UTC)
         context = JobContext(self._resources, held.job_id, held.attempt, enqueued_at)
-        running.attempt = attempt = _Attempt(task, context, self._limits, self._threads)
+        running.attempt = attempt = ArqAttempt(task, context, self._limits, self._threads)
         if running.interrupted is not None:
             attempt.interrupt(running.interrupted)
-        timeout = task.timeout or self._settings.job_timeout
-        running.gives_up_at = asyncio.get_running_loop().time() + timeout + STUBBORN
         return await attempt.run(stored.a, stored.k)
 
     async def _end(self, running: Running, held: Held, outcome: Outcome) -> None:
         """Report an outcome, and free the job's slot when Redis knows it."""
-        if self._running.get(held.raw_id) is not running:
-            return  # it has been given up
         now_ms = self._now_ms()
         report = report_of(held, running.stored, outcome, self._settings, now_ms)
         try:
@@ -315,9 +311,8 @@ class Worker:
                 await self._reporter.put(report)
         finally:
             self._leases.release(running.lease)
-            if self._running.get(held.raw_id) is running:
-                del self._running[held.raw_id]
-                self._free[held.queue] += 1
+            del self._running[held.raw_id]
+            self._free[held.queue] += 1
 
     def _now_ms(self) -> int:
         return int((asyncio.get_running_loop().time() + self._clock_ahead) * 1000)
@@ -329,7 +324,12 @@ class Worker:
 
     async def _wait(self, seconds: float) -> None:
         """Wait until there may be something to claim."""
-        if self._listener is None or self._listener.done():
+        free = {key for key, slots in self._free.items() if slots}
+        if self._listener is not None and not free <= self._heard:
+            self._listener.cancel()  # meanwhile a slot for another queue became free
+            self._listener = None
+        if free and (self._listener is None or self._listener.done()):
+            self._heard = free
             self._listener = asyncio.create_task(self._listen())
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
@@ -337,27 +337,14 @@ class Worker:
 
     async def _listen(self) -> None:
         """Take one wake-up."""
-        keys = [f"{key}:wake" for key in self._free]
+        keys = [f"{key}:wake" for key in self._heard]
         try:
             woken = await self._redis.blpop(keys, timeout=LONGEST_WAIT)
-            if woken and not any(self._free.values()):
+            if woken and not self._free[woken[0].decode().removesuffix(":wake")]:
                 await self._redis.rpush(woken[0], 1)  # for a worker that has a free slot
         except (RedisError, OSError):
             await asyncio.sleep(0.1)  # claiming will wait for Redis, and log it
         self._news.set()
-
-    async def _watch(self) -> None:
-        """Fail jobs that ignore the cancellation at their timeout; they keep no slot."""
-        while True:
-            await asyncio.sleep(1)
-            now = asyncio.get_running_loop().time()
-            for running in list(self._running.values()):
-                if running.gives_up_at < now:
-                    running.gives_up_at = float("inf")
-                    message = "it took too long, ignores its cancellation, and is left behind"
-                    self._keep(
-                        self._end(running, running.held, Failure("JobTimeoutError", message))
-                    )
 
     async def _drain(self) -> bool:
         """Let running jobs end, give back the rest; return whether all have ended."""
@@ -374,15 +361,14 @@ class Worker:
             self._outage.abandon()  # if Redis is unavailable still, leases will end by themselves
         for running in self._running.values():
             logger.error("job %s ignores its cancellation", running.held.job_id)
-        return not self._jobs
+        return not self._jobs and not left_behind()
 
 
-async def _cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:
-    while pending := [task for task in tasks if not task.done()]:
-        for task in pending:
-            task.cancel()
+async def _cancel(task: asyncio.Task[Any]) -> None:
+    while not task.done():
         # More than once: Python 3.11's wait_for, in redis-py, may swallow a cancellation.
-        await asyncio.wait(pending, timeout=0.1)
+        task.cancel()
+        await asyncio.wait({task}, timeout=0.1)
 
 
 def _read(payload: bytes | None, problem: str) -> StoredJob:

@@ -29,7 +29,7 @@ async def send_notification(ctx: Context, text: str) -> None:
     if url is None:
         write_to_outbox(ctx.resources.settings, ".json", to_json({"text": text}))
         return
-    response = await ctx.resources.http.post(url.get_secret_value(), json={"text": text})
+    response = await ctx.resources.http.post(str(url.get_secret_value()), json={"text": text})
     if response.is_client_error and response.status_code not in NOT_NOW:
         raise Discard(f"the channel refuses the notification: {response.status_code}")
     response.raise_for_status()

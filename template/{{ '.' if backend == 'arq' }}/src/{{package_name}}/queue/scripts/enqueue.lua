@@ -3,7 +3,8 @@
 -- ARGV: service, time after which nothing is done (0: none), how long jobs are stored, how old the
 -- failure of a key must be before the key is free again; then for each job: queue, id, payload,
 -- when it is due ('+' and a delay, or a time), kind ('' for a new id, 'unique' or 'key' for one that
--- may be in use). All times in milliseconds. Returns the time, and for each job 1, or 0 and what is stored of it.
+-- may be in use). All times in milliseconds. Returns the time, and for each job 1, or 0 and what is stored of it
+-- (nothing where a key is of another type).
 local service, deadline, stored, failed_key = ARGV[1], tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4])
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -34,7 +35,12 @@ local function enqueue(queue, id, payload, due, kind)
   if not redis.call('SET', 'arq:job:' .. id, payload, 'PX', expires, 'NX') then
     return {0, redis.call('GET', 'arq:job:' .. id)}
   end
-  redis.call('ZADD', queue, due, id)
+  if type(redis.pcall('ZADD', queue, due, id)) ~= 'number' then -- it is no sorted set
+    redis.call('DEL', 'arq:job:' .. id)
+    return {0, false}
+  end
+  -- An abort by ARQ's client that came after the end of another job of this id.
+  if kind ~= '' then redis.pcall('ZREM', 'arq:abort', id) end
   if due <= now then wake[queue] = true end
   return 1
 end
@@ -45,6 +51,8 @@ for i = 5, #ARGV, 5 do
   replies[#replies + 1] = ok and reply or {0, false}
 end
 for queue in pairs(wake) do
-  if redis.call('LPUSH', queue .. ':wake', 1) > 1 then redis.call('LTRIM', queue .. ':wake', 0, 0) end
+  local length = redis.pcall('LPUSH', queue .. ':wake', 1)
+  if type(length) ~= 'number' then redis.call('DEL', queue .. ':wake')
+  elseif length > 1 then redis.call('LTRIM', queue .. ':wake', 0, 0) end
 end
 return replies

@@ -1,0 +1,3 @@
+#!lua flags=allow-oom
+-- There are no leases to renew.
+return {}

@@ -4,9 +4,12 @@ import random
 import time
 from pathlib import Path
 
+import pytest
+
 from .harness import Server, Service, chain_has, dead, free_port, supervised, until
 
 
+@pytest.mark.slow
 def test_no_chain_stops_when_workers_are_killed(skeleton: Path, tmp_path: Path) -> None:
     chance = random.Random(7)  # noqa: S311
     chains, steps = 60, 25

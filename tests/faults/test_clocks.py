@@ -60,6 +60,7 @@ def test_a_clock_that_jumps(skeleton: Path, tmp_path: Path, hours: int) -> None:
         assert worker.poll() is started.poll() is None
 
 
+@pytest.mark.slow
 def test_clocks_that_are_an_hour_off(skeleton: Path, tmp_path: Path) -> None:
     (tmp_path / "clock").mkdir()
     (tmp_path / "clock" / "sitecustomize.py").write_text(SHIFTED_CLOCK)

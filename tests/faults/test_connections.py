@@ -66,6 +66,7 @@ def test_connections_cut_while_enqueueing(skeleton: Path, tmp_path: Path, direct
         assert worker.poll() is None
 
 
+@pytest.mark.slow
 @DIRECTIONS
 def test_connections_cut_while_working(skeleton: Path, tmp_path: Path, direction: str) -> None:
     with (
@@ -155,6 +156,7 @@ def test_a_proxy_that_accepts_and_closes(skeleton: Path, tmp_path: Path) -> None
             assert_one_outage(service, worker)
 
 
+@pytest.mark.slow
 def test_servers_killed_again_and_again(skeleton: Path, tmp_path: Path) -> None:
     chance = random.Random(28)  # noqa: S311
     kills = 28

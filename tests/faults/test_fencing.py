@@ -8,6 +8,8 @@ import signal
 import time
 from pathlib import Path
 
+import pytest
+
 from .harness import Proxy, Server, Service, enqueue, finish, free_port, stopped, until
 
 LEASE = 1
@@ -110,6 +112,7 @@ def test_a_claim_whose_reply_comes_after_the_lease(skeleton: Path, tmp_path: Pat
         assert late.poll() is other.poll() is None
 
 
+@pytest.mark.slow
 def test_pauses_at_random(skeleton: Path, tmp_path: Path) -> None:
     chance = random.Random(4)  # noqa: S311
     jobs = 1500

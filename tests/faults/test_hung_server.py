@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import pytest
 
 from .harness import PATIENCE, Server, Service, enqueue, free_port, ready, stopped, until
 
@@ -127,6 +128,7 @@ def test_a_server_that_hangs_while_jobs_are_enqueued(skeleton: Path, tmp_path: P
             assert all(len(runs) == 1 for runs in journal.runs().values())
 
 
+@pytest.mark.slow
 def test_workers_of_a_hung_server(skeleton: Path, tmp_path: Path) -> None:
     lease = 5
     with (
@@ -158,6 +160,7 @@ def test_workers_of_a_hung_server(skeleton: Path, tmp_path: Path) -> None:
             assert log.count("Redis is unavailable") == log.count("Redis is back") == 1, log
 
 
+@pytest.mark.slow
 def test_a_short_hang_costs_no_lease(skeleton: Path, tmp_path: Path) -> None:
     with (
         Server(port=free_port()) as server,

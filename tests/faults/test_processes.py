@@ -6,9 +6,12 @@ import signal
 import time
 from pathlib import Path
 
+import pytest
+
 from .harness import PATIENCE, Server, Service, enqueue, finish, free_port, until
 
 
+@pytest.mark.slow
 def test_kill_9_of_random_workers(skeleton: Path, tmp_path: Path) -> None:
     chance = random.Random(9)  # noqa: S311
     jobs = 2000

@@ -85,6 +85,7 @@ def test_what_the_service_tells_of_its_queue(skeleton: Path, tmp_path: Path) -> 
             service.run("arq", "--check", "my_service.worker.WorkerSettings")
 
 
+@pytest.mark.slow
 def test_schemathesis_finds_no_error_of_the_server(example: Path, tmp_path: Path) -> None:
     with (
         Server(port=free_port()) as server,

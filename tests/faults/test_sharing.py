@@ -19,6 +19,7 @@ def commands(redis: Any) -> int:  # noqa: ANN401 - the client has no types
     return sum(each["calls"] for each in redis.info("commandstats").values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("elsewhere", [0, 5], ids=["full", "free-for-another-queue"])
 def test_a_worker_beside_full_ones(skeleton: Path, tmp_path: Path, elsewhere: int) -> None:
     queues = json.dumps({"default": 2} | ({"other": elsewhere} if elsewhere else {}))
@@ -59,6 +60,7 @@ def most_starts(times: list[float], window: float) -> int:
     )
 
 
+@pytest.mark.slow
 def test_rate_limits_under_load(skeleton: Path, tmp_path: Path) -> None:
     limit = 5  # per second, see the task
     waiting = 1000

@@ -5,6 +5,8 @@ import signal
 import time
 from pathlib import Path
 
+import pytest
+
 from .harness import (
     PATIENCE,
     Server,
@@ -19,6 +21,7 @@ from .harness import (
 )
 
 
+@pytest.mark.slow
 def test_poison_takes_no_innocents_along(skeleton: Path, tmp_path: Path) -> None:
     attempts = 3
     innocents = {f"innocent-{number}" for number in range(30)}
@@ -53,6 +56,7 @@ def test_poison_takes_no_innocents_along(skeleton: Path, tmp_path: Path) -> None
         journal.wait_for("end", {f"later-{n}" for n in range(20)})
 
 
+@pytest.mark.slow
 def test_several_poisons_at_once(skeleton: Path, tmp_path: Path) -> None:
     innocents = {f"innocent-{number}" for number in range(20)}
     with (

@@ -90,7 +90,7 @@ class Script:
 
     def __init__(self, redis: ArqRedis, name: str) -> None:
         text = (SCRIPTS / f"{name}.lua").read_text("utf-8")
-        self._pool = redis.connection_pool
+        self._pool: Any = redis.connection_pool
         self._script: Any = redis.register_script(text)
 
     async def __call__(self, *arguments: str | bytes | float) -> Any:

@@ -122,14 +122,6 @@ def test_a_plain_install_records_no_origin_and_says_what_to_do(
 class Installed(Distribution):
     """An installation with a given record of its origin (PEP 610)."""
 
-<<<<<<< HEAD
-    @property
-    def version(self) -> str:
-        """Its version."""
-        return "1.2.3"
-
-=======
->>>>>>> cli
     def __init__(self, direct_url: Mapping[str, object] | None) -> None:
         self._direct_url = direct_url
 

@@ -49,7 +49,7 @@ class DeadJobs:
     async def get(self, job_id: str) -> DeadJob | None:
         """Return a dead job, or None if there is no such dead job."""
         async with translate_redis_errors(self._timeout):
-            document = await self._redis.get(self._keys.dead_job(job_id))
+            [document] = await self._redis.mget([self._keys.dead_job(job_id)])
         return _dead_job(job_id, document) if document else None
 
     async def retry(self, job_id: str) -> bool:
@@ -59,7 +59,7 @@ class DeadJobs:
             ValueError: What the job was to do is not known.
         """
         async with translate_redis_errors(self._timeout):
-            document = await self._redis.get(self._keys.dead_job(job_id))
+            [document] = await self._redis.mget([self._keys.dead_job(job_id)])
             if document is None:
                 return False
             try:

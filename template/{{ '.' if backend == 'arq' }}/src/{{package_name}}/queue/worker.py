@@ -65,6 +65,7 @@ class ArqAttempt(Attempt):
     """An attempt whose task may also raise ARQ's own `Retry`."""
 
     def decide(self, error: BaseException) -> Outcome:
+        """Return what becomes of a job whose attempt ended with this exception."""
         if isinstance(error, ArqRetry):
             error = Retry((error.defer_score or 0) / 1000)
         return super().decide(error)

@@ -35,7 +35,7 @@ BYTES = 1_000_000
 ACTIONS = (
     *["claim", "finish"] * 5,
     *["take_over", "enqueue", "renew"] * 2,
-    *["enqueue_key", "abort", "requeue_dead", "crash", "leases_end", "time_passes"],
+    *["enqueue_key", "abort", "abort_as_arq", "requeue_dead", "crash", "leases_end", "time_passes"],
 )
 
 
@@ -155,6 +155,14 @@ class Machine(RuleBasedStateMachine):
             assert reply == b"waiting"
             self.end(job, "aborted")
 
+    def abort_as_arq(self, data: st.DataObject) -> None:
+        """Abort a job as ARQ's client does: it is due at once, even if it runs."""
+        job_id, job = self.any_job(data)
+        if job.state == "queued":
+            self.redis.zadd("arq:abort", {job_id: self.now()})
+            self.redis.zadd(job.queue, {job_id: 1})
+            job.abort = True
+
     def requeue_dead(self, data: st.DataObject) -> None:
         """Take a job out of the dead letter queue, if it is there."""
         job_id, job = self.any_job(data)
@@ -168,9 +176,10 @@ class Machine(RuleBasedStateMachine):
             self.model.jobs[job_id] = Job(job.queue)
 
     def any_job(self, data: st.DataObject) -> tuple[str, Job]:
-        """Choose a job, rather one in whose state something can happen."""
+        """Choose a job of a worker, or any job, the dead ones first."""
         jobs = sorted(self.model.jobs, key=lambda each: self.model.jobs[each].state != "dead")
-        job_id = data.draw(st.sampled_from(jobs))
+        held = [each.job_id for each in self.model.claims]
+        job_id = data.draw(st.sampled_from(held or jobs) | st.sampled_from(jobs))
         return job_id, self.model.jobs[job_id]
 
     # What workers do.
@@ -335,7 +344,8 @@ class Machine(RuleBasedStateMachine):
             expected = {name.encode() for name in queued if jobs[name].queue == queue}
             assert scores.keys() == expected
             for raw_name in expected:
-                assert not jobs[raw_name.decode()].leased or scores[raw_name] > now
+                job = jobs[raw_name.decode()]
+                assert not job.leased or job.abort or scores[raw_name] > now
             assert self.redis.llen(f"{queue}:wake") <= 1
         assert self.names("arq:job:") == queued
         assert self.names("arq:result:") == ended

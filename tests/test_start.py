@@ -125,6 +125,7 @@ class Programs:
         """Start a program."""
         running = Running(command, cwd or self.folder, self.environment)
         self._processes.callback(running.end)
+        self.latest = running
         return running
 
     def start_api(self) -> httpx2.Client:
@@ -272,7 +273,14 @@ BAD = {
     "DATA_DIR": ["/dev/null", "/dev/null/data"],
     "SMTP_PORT": ["smtp"],
     "NOTIFICATION_URL": [f"hooks.example.org/{SECRET}", f"https://u:{SECRET}@h:port/"],
-    "WEBHOOK_SECRET": [f"whsec_{SECRET}hunter"],
+    "SMTP_CA_FILE": [f"/{SECRET}.pem"],
+    "WEBHOOK_SOURCES": [
+        f'{{"billing": {{"secrets": ["whsec_{SECRET}hunter"]}}}}',
+        f'{{"billing": {{"secrets": "{SECRET}"}}}}',
+        f'{{"{SECRET}": "billing"}}',
+        f'{{"billing": {{"scheme": "{SECRET}", "secrets": ["x"]}}}}',
+        SECRET,
+    ],
     "ALL_PROXY": [f"socks4://user:{SECRET}@127.0.0.1:1080"],
 }
 
@@ -291,7 +299,7 @@ def assert_sentence(done: subprocess.CompletedProcess[str], *named: str) -> None
 def test_every_program_ends_at_once_with_a_bad_setting(
     service: Path, tmp_path: Path, program: str
 ) -> None:
-    bad = {"REDIS_URL": BAD["REDIS_URL"][0], "WEBHOOK_SECRET": BAD["WEBHOOK_SECRET"][0]}
+    bad = {"REDIS_URL": BAD["REDIS_URL"][0], "WEBHOOK_SOURCES": BAD["WEBHOOK_SOURCES"][0]}
     with Programs(service, tmp_path) as programs:
         for name, value in bad.items():
             assert_sentence(programs.run(*program.split(), **{name: value}), name)
@@ -573,6 +581,7 @@ def test_servers_that_cannot_be_used_are_refused(
         assert "Traceback" not in worker.stderr
         assert_sentence(programs.run("my-service", "jobs", "list"), name, "REDIS_URL")
         api = programs.start_api()
+        programs.latest.wait_for(rf"WARNING .*{name}")
         ready = api.get("/readyz")
         assert ready.status_code == 503
         assert name in ready.json()["detail"]

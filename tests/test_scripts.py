@@ -18,7 +18,6 @@ from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
     invariant,
-    precondition,
     rule,
     run_state_machine_as_test,
 )
@@ -32,6 +31,12 @@ KEYS = ("key-1", "key-2", "key-3")
 LEASE = 3_600_000  # leases end when the test says so
 STORED = 86_400_000
 BYTES = 1_000_000
+# What may happen next; the more often an action is listed, the more often it does.
+ACTIONS = (
+    *["claim", "finish"] * 5,
+    *["take_over", "enqueue", "renew"] * 2,
+    *["enqueue_key", "abort", "abort_as_arq", "requeue_dead", "crash", "leases_end", "time_passes"],
+)
 
 
 @dataclass
@@ -84,6 +89,11 @@ class Machine(RuleBasedStateMachine):
         self.redis.flushall()
         self.model = Model()
         self.numbers = 0
+        for queue in QUEUES:
+            for job_id in (self.new_id(), self.new_id()):
+                job = (queue, job_id, payload(job_id), "+0", "")
+                self.run("enqueue", SERVICE, 0, STORED, 60_000, *job)
+                self.model.jobs[job_id] = Job(queue)
 
     def run(self, script: str, *arguments: object) -> Any:  # noqa: ANN401 - what a script returns
         """Run a script."""
@@ -94,26 +104,35 @@ class Machine(RuleBasedStateMachine):
         self.numbers += 1
         return f"job-{self.numbers}"
 
+    @rule(action=st.sampled_from(ACTIONS), data=st.data())
+    def act(self, action: str, data: st.DataObject) -> None:
+        """Do one thing. One rule, so that what matters comes often enough."""
+        getattr(self, action)(data)
+        # Jobs that are due come in the order of their names, however fast this machine is.
+        now = self.now()
+        for queue in QUEUES:
+            due = self.redis.zrange(queue, 0, now, byscore=True)
+            if due:
+                self.redis.zadd(queue, {raw_id: place for place, raw_id in enumerate(sorted(due))})
+        self.model.claims.sort(key=lambda each: (each.worker, each.job_id))
+
     # What clients do.
 
-    @rule(
-        queue=st.sampled_from(QUEUES),
-        count=st.integers(1, 4),
-        delay=st.sampled_from([0, 0, STORED]),
-    )
-    def enqueue(self, queue: str, count: int, delay: int) -> None:
+    def enqueue(self, data: st.DataObject) -> None:
         """Enqueue new jobs."""
-        ids = [self.new_id() for _ in range(count)]
+        queue = data.draw(st.sampled_from(QUEUES))
+        delay = data.draw(st.sampled_from([0, 0, STORED]))
+        ids = [self.new_id() for _ in range(data.draw(st.integers(1, 4)))]
         arguments: list[object] = []
         for job_id in ids:
             arguments += [queue, job_id, payload(job_id), f"+{delay}", ""]
             self.model.jobs[job_id] = Job(queue)
         _, *replies = self.run("enqueue", SERVICE, 0, STORED, 60_000, *arguments)
-        assert replies == [1] * count
+        assert replies == [1] * len(ids)
 
-    @rule(job_id=st.sampled_from(KEYS), free_at_once=st.booleans())
-    def enqueue_key(self, job_id: str, *, free_at_once: bool) -> None:
+    def enqueue_key(self, data: st.DataObject) -> None:
         """Enqueue a job whose id may be in use."""
+        job_id, free_at_once = data.draw(st.sampled_from(KEYS)), data.draw(st.booleans())
         known = self.model.jobs.get(job_id)
         free = known is None or (known.state == "dead" and free_at_once)
         job = (QUEUES[0], job_id, payload(job_id), "+0", "key")
@@ -123,18 +142,9 @@ class Machine(RuleBasedStateMachine):
         if free:
             self.model.jobs[job_id] = Job(QUEUES[0])
 
-    @rule()
-    def enqueue_too_late(self) -> None:
-        """Enqueue a job whose sender has given up."""
-        job = (QUEUES[0], "late", payload("late"), "+0", "")
-        assert self.run("enqueue", SERVICE, 1, STORED, 60_000, *job)[1] == b"late"
-
-    @precondition(lambda self: self.model.jobs)
-    @rule(data=st.data())
     def abort(self, data: st.DataObject) -> None:
         """Abort a job in any state."""
-        job_id = data.draw(st.sampled_from(sorted(self.model.jobs)))
-        job = self.model.jobs[job_id]
+        job_id, job = self.any_job(data)
         reply = self.run("abort", SERVICE, job.queue, job_id, b"aborted", STORED, "", "")
         if job.state != "queued":
             assert reply == b"gone"
@@ -145,12 +155,18 @@ class Machine(RuleBasedStateMachine):
             assert reply == b"waiting"
             self.end(job, "aborted")
 
-    @precondition(lambda self: self.model.jobs)
-    @rule(data=st.data(), forget=st.booleans())
-    def requeue_dead(self, data: st.DataObject, *, forget: bool) -> None:
+    def abort_as_arq(self, data: st.DataObject) -> None:
+        """Abort a job as ARQ's client does: it is due at once, even if it runs."""
+        job_id, job = self.any_job(data)
+        if job.state == "queued":
+            self.redis.zadd("arq:abort", {job_id: self.now()})
+            self.redis.zadd(job.queue, {job_id: 1})
+            job.abort = True
+
+    def requeue_dead(self, data: st.DataObject) -> None:
         """Take a job out of the dead letter queue, if it is there."""
-        job_id = data.draw(st.sampled_from(sorted(self.model.jobs)))
-        job = self.model.jobs[job_id]
+        job_id, job = self.any_job(data)
+        forget = data.draw(st.booleans())
         again = b"" if forget else payload(job_id)
         reply = self.run("requeue_dead", SERVICE, job_id, job.queue, again, STORED, "", "")
         assert reply == (job.state == "dead")
@@ -159,17 +175,21 @@ class Machine(RuleBasedStateMachine):
         elif reply:
             self.model.jobs[job_id] = Job(job.queue)
 
+    def any_job(self, data: st.DataObject) -> tuple[str, Job]:
+        """Choose a job of a worker, or any job, the dead ones first."""
+        jobs = sorted(self.model.jobs, key=lambda each: self.model.jobs[each].state != "dead")
+        held = [each.job_id for each in self.model.claims]
+        job_id = data.draw(st.sampled_from(held or jobs) | st.sampled_from(jobs))
+        return job_id, self.model.jobs[job_id]
+
     # What workers do.
 
-    @rule(
-        worker=st.sampled_from(WORKERS),
-        slots=st.tuples(st.integers(0, 3), st.integers(1, 3)),
-        suspects=st.sampled_from([0, 0, 0, 1, 3]),
-        idle=st.booleans(),
-    )
-    def claim(self, worker: str, slots: tuple[int, int], suspects: int, *, idle: bool) -> None:
+    def claim(self, data: st.DataObject) -> None:
         """Claim due jobs."""
-        self.claim_jobs(worker, slots, suspects, idle=idle)
+        worker = data.draw(st.sampled_from(WORKERS))
+        slots = data.draw(st.integers(1, 3)), data.draw(st.integers(0, 3))
+        suspects = data.draw(st.sampled_from([0, 0, 0, 1, 3]))
+        self.claim_jobs(worker, slots, suspects, idle=data.draw(st.booleans()))
 
     def claim_jobs(
         self, worker: str, slots: tuple[int, int], suspects: int, *, idle: bool
@@ -197,9 +217,9 @@ class Machine(RuleBasedStateMachine):
         self.model.claims += claims
         return claims
 
-    @rule(worker=st.sampled_from(WORKERS))
-    def renew(self, worker: str) -> None:
+    def renew(self, data: st.DataObject) -> None:
         """Renew all leases of a worker, which may have been lost."""
+        worker = self.any_worker(data)
         held = [each for each in self.model.claims if each.worker == worker]
         arguments: list[object] = []
         for each in held:
@@ -211,12 +231,20 @@ class Machine(RuleBasedStateMachine):
             self.model.jobs[each.job_id].leased = True
         self.model.claims = [e for e in self.model.claims if e not in held or e in owned]
 
-    @precondition(lambda self: self.model.claims)
-    @rule(data=st.data(), kind=st.sampled_from(["end", "dead", "retry", "release"]))
-    def finish(self, data: st.DataObject, kind: str) -> None:
+    def any_worker(self, data: st.DataObject) -> str:
+        """Choose a worker, rather one that has jobs."""
+        busy = sorted({each.worker for each in self.model.claims})
+        return data.draw(st.sampled_from(busy or WORKERS))
+
+    def finish(self, data: st.DataObject) -> None:
         """End attempts of several workers, also of those that hold the job no more."""
-        some = st.lists(st.sampled_from(self.model.claims), min_size=1, unique_by=id)
-        self.finish_claims(data.draw(some), kind, chain=data.draw(st.booleans()))
+        if not self.model.claims:
+            return
+        kind = data.draw(st.sampled_from(["end", "dead", "retry", "release"]))
+        places = st.integers(0, len(self.model.claims) - 1)
+        some = data.draw(st.lists(places, min_size=1, max_size=6, unique=True))
+        claims = [self.model.claims[place] for place in some]
+        self.finish_claims(claims, kind, chain=data.draw(st.booleans()))
 
     def finish_claims(self, claims: list[Claim], kind: str, *, chain: bool = False) -> None:
         """End attempts, and check which of them count."""
@@ -254,34 +282,40 @@ class Machine(RuleBasedStateMachine):
                 job.owner, job.leased = None, False
                 job.claims -= kind == "release"
 
-    @rule(worker=st.sampled_from(WORKERS))
-    def crash(self, worker: str) -> None:
+    def crash(self, data: st.DataObject) -> None:
         """Have a worker forget what it holds."""
+        self.forget(self.any_worker(data))
+
+    def forget(self, worker: str) -> None:
+        """Forget what a worker holds."""
         self.model.claims = [each for each in self.model.claims if each.worker != worker]
 
-    @precondition(lambda self: self.model.claims)
-    @rule(data=st.data(), by=st.sampled_from(WORKERS), marks_only=st.booleans())
-    def take_over(self, data: st.DataObject, by: str, *, marks_only: bool) -> None:
+    def take_over(self, data: st.DataObject) -> None:
         """End the leases of a worker, which may live, and have another claim its jobs."""
-        lost = data.draw(st.sampled_from(self.model.claims)).worker
-        self.leases_end(lost)
-        self.claim_jobs(by, (3, 3), 0, idle=True)
-        if not marks_only:
-            self.claim_jobs(by, (3, 3), 3, idle=True)
+        self.end_leases(self.any_worker(data))
+        worker = data.draw(st.sampled_from(WORKERS))
+        self.claim_jobs(worker, (3, 3), 0, idle=True)
+        self.claim_jobs(worker, (3, 3), 3, idle=True)
 
     # What time does.
 
-    @rule(worker=st.sampled_from(WORKERS))
-    def leases_end(self, worker: str) -> None:
+    def leases_end(self, data: st.DataObject) -> None:
         """End all leases of a worker, whether it lives or not."""
+        self.end_leases(self.any_worker(data))
+
+    def end_leases(self, worker: str) -> None:
+        """End all leases of a worker."""
         for job_id, job in self.model.jobs.items():
             if job.leased and job.owner and job.owner.startswith(worker.encode() + b":"):
                 self.redis.delete(f"arq:in-progress:{job_id}")
                 self.redis.zadd(job.queue, {job_id: self.now() - 1}, xx=True)
                 job.leased = False
 
-    @rule()
-    def time_passes(self) -> None:
+    def time_passes(self, _data: st.DataObject) -> None:
+        """Make everything due that is not leased."""
+        self.make_due()
+
+    def make_due(self) -> None:
         """Make everything due that is not leased."""
         for job_id, job in self.model.jobs.items():
             if job.state == "queued" and not job.leased:
@@ -310,7 +344,8 @@ class Machine(RuleBasedStateMachine):
             expected = {name.encode() for name in queued if jobs[name].queue == queue}
             assert scores.keys() == expected
             for raw_name in expected:
-                assert not jobs[raw_name.decode()].leased or scores[raw_name] > now
+                job = jobs[raw_name.decode()]
+                assert not job.leased or job.abort or scores[raw_name] > now
             assert self.redis.llen(f"{queue}:wake") <= 1
         assert self.names("arq:job:") == queued
         assert self.names("arq:result:") == ended
@@ -334,12 +369,12 @@ class Machine(RuleBasedStateMachine):
     def teardown(self) -> None:
         """Let a worker finish everything: no job may be out of its reach."""
         for worker in WORKERS:
-            self.crash(worker)
-            self.leases_end(worker)
+            self.forget(worker)
+            self.end_leases(worker)
         for _ in range(200):
             if all(job.state != "queued" for job in self.model.jobs.values()):
                 break
-            self.time_passes()
+            self.make_due()
             for suspects in (0, 2):
                 claims = self.claim_jobs("last", (3, 3), suspects, idle=True)
                 if claims:
@@ -369,7 +404,7 @@ def test_any_interleaving(machine: type[Machine]) -> None:
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=200,
+            max_examples=150,
             stateful_step_count=50,
             deadline=None,
             database=None,
@@ -377,3 +412,10 @@ def test_any_interleaving(machine: type[Machine]) -> None:
             suppress_health_check=[HealthCheck.too_slow],
         ),
     )
+
+
+def test_a_job_that_comes_too_late(machine: type[Machine]) -> None:
+    job = (QUEUES[0], "late", payload("late"), "+0", "")
+    _, reply = machine.scripts["enqueue"](args=[SERVICE, 1, STORED, 60_000, *job])
+    assert reply == b"late"
+    assert not machine.redis.keys("*")

@@ -14,8 +14,8 @@ _numbers = count(1)
 class DaemonThreads(Executor):
     """A thread for each call, which does not keep the process when it ends.
 
-    Slots limit how many run, besides those left behind. Python waits for a `ThreadPoolExecutor` at its exit, however
-    long a call takes, and a call that hangs would occupy a thread of the pool.
+    Slots limit how many run, besides those left behind. Python waits for a `ThreadPoolExecutor` at
+    its exit, however long a call takes, and a call that hangs would occupy a thread of the pool.
     """
 
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:

@@ -165,7 +165,9 @@ class Machine(RuleBasedStateMachine):
 
     def requeue_dead(self, data: st.DataObject) -> None:
         """Take a job out of the dead letter queue, if it is there."""
-        job_id, job = self.any_job(data)
+        dead = sorted(name for name, job in self.model.jobs.items() if job.state == "dead")
+        job_id = data.draw(st.sampled_from(dead or sorted(self.model.jobs)))
+        job = self.model.jobs[job_id]
         forget = data.draw(st.booleans())
         again = b"" if forget else payload(job_id)
         reply = self.run("requeue_dead", SERVICE, job_id, job.queue, again, STORED, "", "")
@@ -176,8 +178,8 @@ class Machine(RuleBasedStateMachine):
             self.model.jobs[job_id] = Job(job.queue)
 
     def any_job(self, data: st.DataObject) -> tuple[str, Job]:
-        """Choose a job of a worker, or any job, the dead ones first."""
-        jobs = sorted(self.model.jobs, key=lambda each: self.model.jobs[each].state != "dead")
+        """Choose a job of a worker, or any job."""
+        jobs = sorted(self.model.jobs)
         held = [each.job_id for each in self.model.claims]
         job_id = data.draw(st.sampled_from(held or jobs) | st.sampled_from(jobs))
         return job_id, self.model.jobs[job_id]

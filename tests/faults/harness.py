@@ -230,7 +230,7 @@ async def chain(number: int, queue: Queue, steps: int = 3, seconds: float = 0) -
     return await queue.chain(count.s(number=number, seconds=seconds), *rest)
 
 
-@router.post("/chains/of", status_code=202)
+@router.post("/faults/chains/{last}", status_code=202)
 async def chain_of(last: str, queue: Queue) -> str:
     """Work, and then run another task, which gets what the first returned."""
     [task] = [each for each in TASKS if each.name == last]

@@ -60,7 +60,7 @@ def test_a_chain_that_fails_says_so(skeleton: Path, tmp_path: Path) -> None:
     ):
         api = service.start_api()
         ids = {
-            each: api.post("/chains/of", params={"last": each}).json()
+            each: api.post(f"/faults/chains/{each}").json()
             for each in ("give_up", "fail", "hang", "crash")
         }
         for last, chain_id in ids.items():

@@ -4,7 +4,6 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from email.message import Message
 from importlib.metadata import Distribution
 from pathlib import Path
 
@@ -123,11 +122,6 @@ def test_a_plain_install_records_no_origin_and_says_what_to_do(
 class Installed(Distribution):
     """An installation with a given record of its origin (PEP 610)."""
 
-    @property
-    def version(self) -> str:
-        """Its version."""
-        return "1.2.3"
-
     def __init__(self, direct_url: Mapping[str, object] | None) -> None:
         self._direct_url = direct_url
 
@@ -140,7 +134,10 @@ class Installed(Distribution):
         """Not needed here."""
         raise NotImplementedError
 
-    metadata = Message()  # type: ignore[assignment]
+    @property
+    def version(self) -> str:
+        """Return a version."""
+        return "1.2.3"
 
 
 @pytest.mark.parametrize(

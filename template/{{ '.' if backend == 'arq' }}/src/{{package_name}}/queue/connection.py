@@ -21,6 +21,7 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 SCRIPTS = Path(__file__).with_name("scripts")
 CONNECT_TIMEOUT = 1  # seconds
+TURNS = 20  # of the event loop, in which a connection is opened and a reply is read
 SOCKET_TIMEOUT = 3  # seconds, longer than a worker waits for a wake-up
 FIRST_PAUSE = 0.05  # seconds between two attempts to reach Redis
 LONGEST_PAUSE = 1
@@ -181,8 +182,35 @@ class Outage:
 @asynccontextmanager
 async def translate_redis_errors(seconds: float | None) -> AsyncGenerator[None]:
     """Raise `QueueUnavailableError` where Redis fails, or does not answer in time."""
+    deadline = asyncio.get_running_loop().time() + seconds if seconds else None
     try:
-        async with asyncio.timeout(seconds):
+        async with timeout_at(deadline):
             yield
     except (RedisError, OSError) as error:
         raise QueueUnavailableError(f"Redis is not available: {code(error)}") from error
+
+
+@asynccontextmanager
+async def timeout_at(deadline: float | None) -> AsyncGenerator[None]:
+    """Raise `TimeoutError` after a time of the event loop's clock, where none has an end.
+
+    A loop that has much to do may itself be late: before, it gets some turns to read what has come.
+    """
+    loop = asyncio.get_running_loop()
+    handle: asyncio.Handle | None = None
+    async with asyncio.timeout(None) as timer:
+
+        def give_turns(number: int) -> None:
+            nonlocal handle
+            if number:
+                handle = loop.call_soon(give_turns, number - 1)
+            else:
+                timer.reschedule(loop.time())
+
+        if deadline is not None:
+            handle = loop.call_at(deadline, give_turns, TURNS)
+        try:
+            yield
+        finally:
+            if handle is not None:
+                handle.cancel()

@@ -132,12 +132,13 @@ class Database:
         return self._system.unfinished(self._redis)
 
     def clear(self) -> None:
-        """Remove everything."""
-        self._redis.flushdb()
+        """Remove everything, and free its memory before going on."""
+        self._redis.execute_command("FLUSHDB", "SYNC")
 
     def memory(self) -> int:
-        """Return the bytes that the server uses for its data."""
-        return int(self._redis.info("memory")["used_memory"])
+        """Return the bytes that the server uses for its data, not for its connections."""
+        info = self._redis.info("memory")
+        return int(info["used_memory"] - info["mem_clients_normal"])
 
     def server_cpu_seconds(self) -> float:
         """Return the CPU time of the server."""
@@ -365,7 +366,7 @@ def _run_jobs(subject: Subject, workers: list[Process], task: str) -> Figures:
     """Enqueue jobs while the workers are busy, then let them go on.
 
     Returns:
-        The jobs per second, and the microseconds of the workers' CPU time that each took.
+        The jobs per second, and the microseconds of CPU time of workers and server for each.
     """
     database, seconds = subject.database, subject.bench.scale.drain
     per_second = len(workers) * (subject.system.naps if task == "nap" else subject.system.noops)
@@ -373,14 +374,17 @@ def _run_jobs(subject: Subject, workers: list[Process], task: str) -> Figures:
     held: int = subject.ask(database, "hold", workers=len(workers))
     subject.ask(database, "fill", task=task, count=max(20, int(per_second * seconds)))
     cpu = sum(worker.cpu_seconds() for worker in workers)
+    server_cpu = database.server_cpu_seconds()
     start = time.perf_counter()
     subject.gate.unlink()
     drained = drain(database, workers, limit=2 * seconds, before=held)
     cpu = sum(worker.cpu_seconds() for worker in workers) - cpu
+    server_cpu = database.server_cpu_seconds() - server_cpu
     wait_until_empty(database, workers)
     return {
         task: drained.jobs / (drained.last - start),
         f"{task}_cpu": 1_000_000 * cpu / drained.jobs,
+        f"{task}_server": 1_000_000 * server_cpu / drained.jobs,
     }
 
 

@@ -28,8 +28,11 @@ FIGURES = (
     Figure("noop_two", "no-op jobs, two workers", "jobs/s"),
     Figure("nap", "50 ms jobs, one worker", "jobs/s"),
     Figure("noop_cpu", "no-op jobs, one worker: its CPU time", "µs/job"),
+    Figure("noop_server", "no-op jobs, one worker: the server's CPU time", "µs/job"),
     Figure("noop_cpu_two", "no-op jobs, two workers: their CPU time", "µs/job"),
+    Figure("noop_server_two", "no-op jobs, two workers: the server's CPU time", "µs/job"),
     Figure("nap_cpu", "50 ms jobs, one worker: its CPU time", "µs/job"),
+    Figure("nap_server", "50 ms jobs, one worker: the server's CPU time", "µs/job"),
     Figure("latency_p50", "enqueue to start, p50", "ms", 1),
     Figure("latency_p99", "enqueue to start, p99", "ms", 1),
     Figure("enqueue_one", "enqueue, one by one", "jobs/s"),
@@ -169,6 +172,14 @@ def markdown(results: Results) -> str:
     ]
     if posts:
         tables.append(_table(["POST", "requests/s"], posts))
+    bare: dict[str, list[float | None]] = results["bare"]
+    costs = [
+        [f"{each.title}, {each.unit}", *(_shown(middle(bare[key]), each) for key in keys)]
+        for each in FIGURES
+        if (keys := (f"{each.key}_shipped", each.key))[1] in bare
+    ]
+    if costs:
+        tables.append(_table(["promises", "with them", "without"], costs))
     aims = [
         [aim["aim"], _limit(aim), _number(aim["value"]), "yes" if aim["met"] else "**no**"]
         for aim in results["aims"]

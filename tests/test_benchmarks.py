@@ -14,10 +14,13 @@ SYSTEMS = {"service", "saq", "taskiq", "docket", "arq", "arq-tuned"}
 FIGURES = {
     "noop",
     "noop_cpu",
+    "noop_server",
     "noop_two",
     "noop_cpu_two",
+    "noop_server_two",
     "nap",
     "nap_cpu",
+    "nap_server",
     "latency_p50",
     "latency_p99",
     "enqueue_one",

@@ -1,6 +1,7 @@
-"""The wheel and the sdist: what is in them, and that a wheel alone is enough."""
+"""The wheel and the sdist: what they contain, and that a wheel alone is enough."""
 
 import json
+import re
 import tarfile
 import zipfile
 from pathlib import Path
@@ -9,27 +10,30 @@ import pytest
 import yaml
 from conftest import BIN, CHECKOUT, run
 
+from taskgen import template
+
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built from the sdist, which is beside it."""
+    """The wheel, built from the sdist, in one folder with it."""
     built = tmp_path_factory.mktemp("dist")
     run("uv", "build", "--quiet", CHECKOUT, "--out-dir", built, cwd=built)
     return next(built.glob("*.whl"))
 
 
 def template_files() -> set[str]:
-    paths = (CHECKOUT / "template").rglob("*")
-    return {
+    paths = [path for name in ("template", "fragments") for path in (CHECKOUT / name).rglob("*")]
+    files = {
         str(path.relative_to(CHECKOUT))
         for path in paths
         if path.is_file() and "__pycache__" not in path.parts
     }
+    return {"copier.yml", *files}
 
 
 def test_the_wheel_has_the_package_and_the_template_and_nothing_else(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
-    source = {f"taskgen/_source/{name}" for name in {"copier.yml", *template_files()}}
+    source = {f"taskgen/_source/{name}" for name in template_files()}
     package = {
         str(path.relative_to(CHECKOUT / "src"))
         for path in (CHECKOUT / "src/taskgen").iterdir()
@@ -43,7 +47,19 @@ def test_the_wheel_has_the_package_and_the_template_and_nothing_else(wheel: Path
 def test_the_sdist_has_what_the_wheel_is_built_from(wheel: Path) -> None:
     with tarfile.open(next(wheel.parent.glob("*.tar.gz"))) as sdist:
         names = {name.partition("/")[2] for name in sdist.getnames()}
-    assert names >= {"pyproject.toml", "copier.yml", "src/taskgen/cli.py", *template_files()}
+    assert names >= {"pyproject.toml", "src/taskgen/cli.py", *template_files()}
+
+
+def test_the_metadata_names_a_free_distribution_and_no_home(wheel: Path) -> None:
+    archive = zipfile.ZipFile(wheel)
+    [metadata] = [name for name in archive.namelist() if name.endswith("dist-info/METADATA")]
+    # What follows the first empty line is the README.
+    fields, _, _ = archive.read(metadata).decode().partition("\n\n")
+    # `taskgen` is somebody else's.
+    assert re.findall("^Name: (.*)$", fields, re.MULTILINE) == [template.DISTRIBUTION]
+    assert "Home-Page" not in fields
+    assert "Project-URL" not in fields
+    assert wheel.name.startswith(f"{template.DISTRIBUTION.replace('-', '_')}-")
 
 
 def test_a_service_made_from_the_wheel_passes_its_own_suite(wheel: Path, tmp_path: Path) -> None:
@@ -60,8 +76,9 @@ def test_a_service_made_from_the_wheel_passes_its_own_suite(wheel: Path, tmp_pat
     assert not [name for name in result["files"] if "__pycache__" in name]
     service = tmp_path / "elsewhere/svc"
     recorded = yaml.safe_load((service / ".copier-answers.yml").read_text())
-    assert recorded["_src_path"] == "https://github.com/taskgen/taskgen"
+    assert "_src_path" not in recorded
     assert recorded["_commit"] == f"v{wheel.name.split('-')[1]}"
+    assert "set _src_path in its .copier-answers.yml" in done.stderr
     assert not [
         name
         for name in result["files"]

@@ -164,7 +164,7 @@ def workspace(tmp_path: Path) -> Path:
     root.mkdir()
     (root / "pyproject.toml").write_text(
         '[project]\nname = "workspace"\nversion = "1"\nrequires-python = ">=3.11"\n'
-        'dependencies = ["iniconfig"]\n'
+        'dependencies = ["six"]\n'
         '[tool.uv.workspace]\nmembers = ["services/*"]\nexclude = ["services/apart"]\n'
     )
     run("uv", "sync", "--quiet", cwd=root)
@@ -187,7 +187,7 @@ def test_a_service_in_a_workspace_becomes_a_member_and_says_so(workspace: Path) 
     assert not {".venv", "uv.lock"} & {path.name for path in service.iterdir()}
     assert locked(workspace) > {"workspace", "svc", "fastapi"}
     # The workspace's own dependencies are still installed.
-    run(workspace / ".venv/bin/python", "-c", "import iniconfig, svc", cwd=workspace)
+    run(workspace / ".venv/bin/python", "-c", "import six, svc", cwd=workspace)
     run("uv", "run", "--locked", "python", "-c", "import svc", cwd=service)
     assert (workspace / "pyproject.toml").read_text() == before
     # Excluded, as the note says, it is a project of its own.

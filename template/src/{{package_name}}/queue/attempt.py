@@ -4,12 +4,10 @@ import asyncio
 import inspect
 import logging
 from collections import deque
-from collections.abc import Callable
 from concurrent.futures import Executor
 from contextvars import copy_context
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
-from functools import partial
 from traceback import TracebackException
 from typing import Any
 
@@ -80,28 +78,30 @@ class Interrupted:
 
 
 Outcome = Success | Failure | Again | Interrupted
+Returned = tuple[Any, BaseException | None]  # of a call: its result, or its exception
 
 
-@dataclass(eq=False)
 class Attempt:
     """One attempt at a job.
 
-    Attributes:
+    Args:
         task: The task.
         context: The first argument of the task's function.
         limits: What counts where the task does not say.
         executor: Runs tasks that are not `async`.
     """
 
-    task: Task[..., Any]
-    context: JobContext[Any]
-    limits: Limits
-    executor: Executor
-    _cause: Interruption | None = field(default=None, init=False)
-    _work: asyncio.Task[None] | None = field(default=None, init=False)
-    _over: asyncio.Event = field(default_factory=asyncio.Event, init=False)
-    _result: Any = field(default=None, init=False)
-    _error: BaseException | None = field(default_factory=asyncio.CancelledError, init=False)
+    def __init__(
+        self, task: Task[..., Any], context: JobContext[Any], limits: Limits, executor: Executor
+    ) -> None:
+        self._task = task
+        self._context = context
+        self._limits = limits
+        self._executor = executor
+        self._cause: Interruption | None = None
+        self._work: asyncio.Task[Returned] | None = None
+        self._news: asyncio.Future[None] | None = None
+        self._left = False
 
     def interrupt(self, cause: Interruption) -> None:
         """Cancel the attempt; its outcome will name the first cause."""
@@ -126,51 +126,54 @@ class Attempt:
             The outcome. Whatever the function raises is part of it.
         """
         try:
-            args, kwargs = self.task.arguments.decode(positional, named)
+            args, kwargs = self._task.arguments.decode(positional, named)
             result = await self._call(args, kwargs)
             return Success(self._encode(result))
         except BaseException as error:  # noqa: BLE001 - SystemExit and the like end only their job
-            return self.decide(error)
-        finally:
-            self._error = None  # it refers to this frame
+            outcome = self.decide(error)
+            error.__traceback__ = None  # it refers to this attempt, and this to the error
+            return outcome
 
     async def _call(self, args: list[Any], kwargs: dict[str, Any]) -> Any:
         """Run the function in an asyncio task of its own, which cannot hold up this one."""
         loop = asyncio.get_running_loop()
-        self._work = loop.create_task(self._settle(args, kwargs))
-        self._work.add_done_callback(lambda _: self._over.set())
+        self._work = work = loop.create_task(self._settle(args, kwargs))
+        work.add_done_callback(self._wake)
         if self._cause is not None:
-            self._work.cancel()  # before it begins
-        seconds = self.task.timeout or self.limits.timeout
+            work.cancel()  # before it begins
+        seconds = self._task.timeout or self._limits.timeout
         timer = loop.call_later(seconds, self.interrupt, Interruption.TIMEOUT)
-        while not self._over.is_set():
+        while not work.done() and not self._left:
+            self._news = loop.create_future()
             try:
-                await self._over.wait()
+                await self._news
             except asyncio.CancelledError:
                 self.interrupt(Interruption.ABORT)
         timer.cancel()
+        ended = work.done() and not work.cancelled()
+        result, error = work.result() if ended else (None, asyncio.CancelledError())
         if self._cause is Interruption.TIMEOUT:
-            raise JobTimeoutError(f"it took longer than {seconds:g} s") from self._error
-        if self._error is not None:
-            raise self._error
-        return self._result
+            raise JobTimeoutError(f"it took longer than {seconds:g} s") from error
+        if error is not None:
+            raise error
+        return result
 
-    async def _settle(self, args: list[Any], kwargs: dict[str, Any]) -> None:
-        call = partial(self.task.function, self.context, *args, **kwargs)
+    async def _settle(self, args: list[Any], kwargs: dict[str, Any]) -> Returned:
         try:
-            self._result = await (call() if self.task.is_async else self._call_in_thread(call))
-            self._error = None
+            if self._task.is_async:
+                return await self._task.function(self._context, *args, **kwargs), None
+            return await self._call_in_thread(args, kwargs), None
         except BaseException as error:  # noqa: BLE001 - SystemExit would end the event loop
-            self._error = error
+            return None, error
 
-    async def _call_in_thread(self, call: Callable[[], Any]) -> Any:
-        def settle() -> tuple[Any, BaseException | None]:
+    async def _call_in_thread(self, args: list[Any], kwargs: dict[str, Any]) -> Any:
+        def settle() -> Returned:
             try:
-                return call(), None
+                return self._task.function(self._context, *args, **kwargs), None
             except BaseException as error:  # noqa: BLE001 - a future cannot carry StopIteration
                 return None, error
 
-        thread = self.executor.submit(copy_context().run, settle)
+        thread = self._executor.submit(copy_context().run, settle)
         try:
             result, error = await asyncio.wrap_future(thread)
         finally:
@@ -180,12 +183,17 @@ class Attempt:
             raise error
         return await result if inspect.isawaitable(result) else result
 
-    def _leave(self, work: "asyncio.Task[None]") -> None:
+    def _leave(self, work: "asyncio.Task[Returned]") -> None:
         if not work.done():
-            job_id = self.context.job_id
+            job_id = self._context.job_id
             logger.error("job %s ignores its cancellation, and is left behind", job_id)
             _leave_behind(work)
-            self._over.set()
+            self._left = True
+            self._wake(work)
+
+    def _wake(self, _work: "asyncio.Task[Returned]") -> None:
+        if self._news is not None and not self._news.done():
+            self._news.set_result(None)
 
     def _encode(self, result: Any) -> bytes:
         try:
@@ -193,7 +201,7 @@ class Attempt:
             check_json(document)
         except Exception as error:  # noqa: BLE001 - a result's own code may raise anything
             raise InvalidResultError(f"the result is not JSON: {_message(error)}") from None
-        most = self.limits.max_result
+        most = self._limits.max_result
         if len(document) > most:
             raise InvalidResultError(f"the result has {len(document)} bytes, {most} allowed")
         return document
@@ -202,13 +210,13 @@ class Attempt:
         """Return what becomes of a job whose attempt ended with this exception."""
         if self._cause is not None and self._cause is not Interruption.TIMEOUT:
             return Interrupted(self._cause)
-        number = self.context.attempt
+        number = self._context.attempt
         if isinstance(error, Retry):
-            if number < max(self.task.retry.max_attempts, self.limits.max_attempts):
+            if number < max(self._task.retry.max_attempts, self._limits.max_attempts):
                 delay = min(error.defer, LONGEST_DELAY) if error.defer > 0 else 0  # NaN is none
                 return Again(delay, describe(error))
-        elif self.task.retry.allows(error, number):
-            return Again(self.task.retry.delay(number), describe(error))
+        elif self._task.retry.allows(error, number):
+            return Again(self._task.retry.delay(number), describe(error))
         return failure(error)
 
 
@@ -235,7 +243,7 @@ def _leave_behind(call: Any) -> None:
 def _type(error: BaseException) -> str:
     name = type(error).__name__
     if name == "CancelledError":  # alone, it is ARQ's mark of an aborted job
-        name = f"{name} ({type(error).__module__})"
+        name = f"{type(error).__module__}.{name}"
     return _cut(name, LONGEST_NAME)
 
 

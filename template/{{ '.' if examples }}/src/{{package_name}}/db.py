@@ -3,9 +3,8 @@
 import asyncio
 import enum
 import logging
-import time
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Generator
+from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ClassVar
@@ -26,8 +25,9 @@ from sqlalchemy.schema import CreateIndex, CreateTable
 from .settings import Settings
 
 DATABASE_TIMEOUT = 1.7  # seconds that the API waits for a database that answers nothing
-# Of libpq: a connection whose packets are swallowed ends within 15 s.
-CONNECT_ARGS = {"connect_timeout": 5, "keepalives_idle": 5, "tcp_user_timeout": 15_000}
+TICK = 0.1  # seconds
+# Of libpq: a connection whose packets are swallowed ends after 15 s.
+CONNECT_ARGS = {"connect_timeout": 30, "keepalives_idle": 5, "tcp_user_timeout": 15_000}
 logger = logging.getLogger(__name__)
 
 
@@ -92,13 +92,50 @@ class WebhookEvent(Base):
 
 
 class Sessions(async_sessionmaker[AsyncSession]):
-    """Opens sessions. `answered_at` is when the database last answered, in monotonic seconds."""
+    """Opens sessions, and notices when the database hangs.
 
-    answered_at = 0.0
+    Attributes:
+        tables: Ends when all tables exist.
+    """
 
-    def note_answer(self, *_: object) -> None:
-        """Note that the database has just answered."""
-        self.answered_at = time.monotonic()
+    tables: asyncio.Task[None]
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        super().__init__(engine, expire_on_commit=False)
+        self._can_hang = engine.dialect.name != "sqlite"  # where writers wait for each other
+        self._answers = 0
+        self._waiting = set[asyncio.Future[None]]()
+        self._watcher: asyncio.Task[None] | None = None
+        event.listen(engine.sync_engine, "after_cursor_execute", self._count_answer)
+
+    @contextmanager
+    def watch(self, hanging: asyncio.Future[None]) -> Generator[None]:
+        """Set a future if the database hangs while the block waits for it.
+
+        A database that answers others does not hang: it is busy.
+        """
+        self._waiting.add(hanging)
+        if self._can_hang and (self._watcher is None or self._watcher.done()):
+            self._watcher = asyncio.create_task(self._watch())
+        try:
+            yield
+        finally:
+            self._waiting.discard(hanging)
+
+    async def _watch(self) -> None:
+        # Counted in turns of the event loop, since it may be the loop that is slow.
+        silence = 0.0
+        while self._waiting:
+            answers = self._answers
+            await asyncio.sleep(TICK)
+            silence = silence + TICK if self._answers == answers else 0
+            if silence >= DATABASE_TIMEOUT:
+                for hanging in self._waiting:
+                    hanging.set_result(None)
+                self._waiting.clear()
+
+    def _count_answer(self, *_: object) -> None:
+        self._answers += 1
 
 
 @asynccontextmanager
@@ -110,32 +147,28 @@ async def open_database(settings: Settings, *, wait: bool) -> AsyncGenerator[Ses
         wait: Wait until then, as a worker does, instead of at most `DATABASE_TIMEOUT`.
     """
     engine = create_engine(settings)
-    sessions = Sessions(engine, expire_on_commit=False)
-    event.listen(engine.sync_engine, "after_cursor_execute", sessions.note_answer)
-    creating = asyncio.create_task(create_tables(engine))
+    sessions = Sessions(engine)
+    sessions.tables = asyncio.create_task(create_tables(engine))
     try:
-        await asyncio.wait({creating}, timeout=None if wait else DATABASE_TIMEOUT)
-        if creating.done():
-            creating.result()
+        await asyncio.wait({sessions.tables}, timeout=None if wait else DATABASE_TIMEOUT)
+        if sessions.tables.done():
+            sessions.tables.result()
         yield sessions
     finally:
-        creating.cancel()
+        sessions.tables.cancel()
         await engine.dispose()
 
 
 def create_engine(settings: Settings) -> AsyncEngine:
     """Prepare the database's connections; none is opened yet."""
     url = settings.sqlalchemy_url()
-    engine = create_async_engine(
-        url,
-        pool_pre_ping=True,
-        hide_parameters=True,
-        connect_args=CONNECT_ARGS if "+psycopg:" in url else {},
-    )
-    if engine.dialect.name == "sqlite":
+    options: dict[str, Any] = {"pool_pre_ping": True, "pool_timeout": None, "hide_parameters": True}
+    if url.startswith("sqlite"):  # of which fewer connections wait shorter for each other
         settings.data_dir.mkdir(parents=True, exist_ok=True)
+        engine = create_async_engine(url, max_overflow=0, **options)
         event.listen(engine.sync_engine, "connect", _share_sqlite)
-    return engine
+        return engine
+    return create_async_engine(url, connect_args=CONNECT_ARGS, **options)
 
 
 async def create_tables(engine: AsyncEngine) -> None:
@@ -171,6 +204,6 @@ async def _create_missing(engine: AsyncEngine) -> None:
 
 def _share_sqlite(connection: DBAPIConnection, _record: object) -> None:
     """Let the API and the worker write to one file: readers never wait, writers take turns."""
-    connection.execute("PRAGMA busy_timeout = 10000")
+    connection.execute("PRAGMA busy_timeout = 60000")
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = NORMAL")

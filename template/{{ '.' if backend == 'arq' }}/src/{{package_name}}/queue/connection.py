@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -20,10 +21,10 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 SCRIPTS = Path(__file__).with_name("scripts")
 CONNECT_TIMEOUT = 1  # seconds
+TURNS = 20  # of the event loop, in which a connection is opened and a reply is read
 SOCKET_TIMEOUT = 3  # seconds, longer than a worker waits for a wake-up
 FIRST_PAUSE = 0.05  # seconds between two attempts to reach Redis
 LONGEST_PAUSE = 1
-OLDEST = 7  # version of Redis that runs the scripts, as any Valkey does
 # What a server answers that cannot do a thing now, and has done nothing.
 NOT_NOW = (
     "BUSY",
@@ -70,13 +71,13 @@ async def _greet(connection: Any) -> None:
         reply = await connection.read_response()
     except ResponseError:
         return  # forbidden, or unknown: the scripts will show
-    facts = dict(zip(reply[::2], reply[1::2], strict=True))
-    mode, version = facts[b"mode"].decode(), facts[b"version"].decode()
-    if mode != "standalone" or int(version.partition(".")[0]) < OLDEST:
+    facts = dict(zip(reply[::2], reply[1::2], strict=False))
+    mode, version = (facts.get(name, b"").decode() for name in (b"mode", b"version"))
+    if mode in {"cluster", "sentinel"} or re.match(r"[1-6]\.", version):
         await connection.disconnect()
         raise QueueUnavailableError(
-            f"Redis {version} in {mode} mode is not supported: it must be version {OLDEST} or newer, "
-            "and neither a cluster nor a Sentinel"
+            f"Redis {version} in {mode} mode is not supported: version 7 or newer is needed, or any "
+            "Valkey, and neither a cluster nor a Sentinel"
         )
 
 
@@ -90,7 +91,7 @@ class Script:
 
     def __init__(self, redis: ArqRedis, name: str) -> None:
         text = (SCRIPTS / f"{name}.lua").read_text("utf-8")
-        self._pool = redis.connection_pool
+        self._pool: Any = redis.connection_pool
         self._script: Any = redis.register_script(text)
 
     async def __call__(self, *arguments: str | bytes | float) -> Any:
@@ -181,8 +182,35 @@ class Outage:
 @asynccontextmanager
 async def translate_redis_errors(seconds: float | None) -> AsyncGenerator[None]:
     """Raise `QueueUnavailableError` where Redis fails, or does not answer in time."""
+    deadline = asyncio.get_running_loop().time() + seconds if seconds else None
     try:
-        async with asyncio.timeout(seconds):
+        async with timeout_at(deadline):
             yield
     except (RedisError, OSError) as error:
         raise QueueUnavailableError(f"Redis is not available: {code(error)}") from error
+
+
+@asynccontextmanager
+async def timeout_at(deadline: float | None) -> AsyncGenerator[None]:
+    """Raise `TimeoutError` after a time of the event loop's clock, where none has an end.
+
+    A loop that has much to do may itself be late: before, it gets some turns to read what has come.
+    """
+    loop = asyncio.get_running_loop()
+    handle: asyncio.Handle | None = None
+    async with asyncio.timeout(None) as timer:
+
+        def give_turns(number: int) -> None:
+            nonlocal handle
+            if number:
+                handle = loop.call_soon(give_turns, number - 1)
+            else:
+                timer.reschedule(loop.time())
+
+        if deadline is not None:
+            handle = loop.call_at(deadline, give_turns, TURNS)
+        try:
+            yield
+        finally:
+            if handle is not None:
+                handle.cancel()

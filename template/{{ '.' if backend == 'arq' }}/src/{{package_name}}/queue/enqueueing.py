@@ -8,7 +8,7 @@ from arq import ArqRedis
 from redis.exceptions import RedisError
 
 from .batching import Batcher
-from .connection import Script, code, has_done_nothing, passes
+from .connection import Script, code, has_done_nothing, passes, timeout_at
 from .documents import STORED_MS
 from .errors import QueueUnavailableError
 from .settings import QueueSettings
@@ -81,7 +81,7 @@ class Enqueuer(Batcher[NewJob, bytes | None]):
         for job in jobs:
             arguments += (job.queue, job.job_id, job.document, job.due, job.kind)
         before = loop.time()
-        async with asyncio.timeout_at(deadline or None):
+        async with timeout_at(deadline or None):
             now, *replies = await self._script(*arguments)
         if replies == [b"late"]:
             raise QueueUnavailableError("Redis answered too late")

@@ -33,8 +33,11 @@ def check_redis_url(secret: SecretStr) -> SecretStr:
         parse_url(url)
     except ValueError:
         raise ValueError(MALFORMED) from None
-    path = "[^.].*" if parts.scheme == "unix" else r"[\d/]*"
-    if parts.fragment or not re.fullmatch(path, parts.path):
+    if parts.scheme == "unix":
+        understood = bool(parts.path) and not parts.hostname
+    else:
+        understood = re.fullmatch(r"[\d/]*", parts.path) is not None
+    if parts.fragment or not understood:
         raise ValueError(MALFORMED)
     if not all(re.fullmatch("db|username|password|client_name|ssl_.+", each) for each in options):
         raise ValueError(OPTIONS)

@@ -157,7 +157,8 @@ class Worker:
             if self._burst and idle and seconds >= LONGEST_WAIT:
                 break
             if seconds > 0 and not self._stopping:
-                await self._wait(min(seconds, LONGEST_WAIT))
+                # Twice, so that it is the listener that ends an idle wait.
+                await self._wait(min(seconds, 2 * LONGEST_WAIT))
         if self._listener is not None:
             self._listener.cancel()
             await asyncio.gather(self._listener, return_exceptions=True)

@@ -17,7 +17,7 @@ from .models import Job, JobContext, JobStatus, QueueHealth, Receipt
 from .retry import RetryPolicy
 from .runner import run_jobs_here
 from .settings import QueueSettings
-from .task import Task, task
+from .task import Step, Task, task
 
 __all__ = [
     "Discard",
@@ -34,6 +34,7 @@ __all__ = [
     "Receipt",
     "Retry",
     "RetryPolicy",
+    "Step",
     "Task",
     "TaskQueue",
     "open_queue",

@@ -24,6 +24,7 @@ from .waiting import Waiting
 
 P = ParamSpec("P")
 ABORTED = "CancelledError"  # the error of an aborted job
+PERIODIC = "cron:"  # how the ids of periodic jobs begin
 
 
 class TaskQueue:
@@ -100,6 +101,13 @@ class TaskQueue:
             *(self._record(task, (), call, key) for call, key in zip(calls, keys, strict=False))
         )
 
+    async def schedule(self, task: Task[..., Any], now: datetime, /) -> None:
+        """Enqueue the next run of a periodic task, once however often this is called."""
+        if task.cron is None:
+            raise TypeError(f"{task.name} has no cron schedule")
+        due = task.cron.next_after(now).timestamp()
+        self.submit(Record(f"{PERIODIC}{task.name}:{due:.0f}", task, b"{}", due))
+
     async def job(self, job_id: str, /) -> Job | None:
         """Return the state of a job, or None if it is unknown or was forgotten."""
         record = self.table.find(job_id)
@@ -121,13 +129,16 @@ class TaskQueue:
         return True
 
     async def health(self) -> QueueHealth:
-        """Return the number of unfinished jobs, and how long the oldest due one has waited."""
+        """Return the number of unfinished jobs, and how long the oldest due one has waited.
+
+        This process is the one worker.
+        """
         oldest = self.waiting.oldest_due()
         runner = self.waiting.runner
         return QueueHealth(
             depth=len(self.table.unfinished()),
             oldest_seconds=None if oldest is None else max(0.0, time.time() - oldest),
-            worker=runner is not None and not runner.done(),
+            workers=int(runner is not None and not runner.done()),
         )
 
     def submit(self, *records: Record) -> list[Receipt]:

@@ -24,7 +24,7 @@ from .attempt import (
     failure,
     left_behind,
 )
-from .client import ABORTED, TaskQueue
+from .client import ABORTED, PERIODIC, TaskQueue
 from .errors import JobExpiredError, QueueUnavailableError
 from .models import JobContext, JobStatus
 from .rates import RateLimits
@@ -33,7 +33,7 @@ from .table import Record
 from .task import Task
 
 logger = logging.getLogger(__name__)
-CRON_INTERVAL = 10  # seconds, at most, between two looks at the clock, which may be set
+CRON_INTERVAL = 10  # seconds
 
 
 @asynccontextmanager
@@ -55,7 +55,7 @@ async def run_jobs_here(
     """
     runner = Runner(tasks, queue, resources)
     dispatching = queue.waiting.runner = asyncio.create_task(runner.dispatch())
-    scheduling = asyncio.create_task(runner.schedule_cron())
+    scheduling = asyncio.create_task(runner.schedule_periodic_tasks())
     logger.info("jobs run in this process, and are lost when it ends")
     try:
         yield
@@ -75,7 +75,7 @@ class Runner:
         self._waiting = queue.waiting
         self._settings = settings = queue.settings
         self._resources = resources
-        self._tasks = _by_name(tasks, settings)
+        self._periodic_tasks = [task for task in _validate(tasks, settings) if task.cron]
         self._rates = RateLimits()
         self._slots_used: Counter[str] = Counter()
         self._running: dict[asyncio.Task[None], Record] = {}
@@ -96,19 +96,16 @@ class Runner:
                 return
             await self._waiting.news.wait()
 
-    async def schedule_cron(self) -> None:
-        """Enqueue periodic tasks when their times come; a time that was missed runs late, once."""
-        zone = self._settings.timezone
-        periodic = [(task, task.cron) for task in self._tasks.values() if task.cron]
-        checked = datetime.now(zone)
-        while periodic:
-            due = [(task, cron.next_after(checked)) for task, cron in periodic]
-            next_due = min(when.timestamp() for _, when in due)
-            await asyncio.sleep(min(max(0, next_due - time.time()), CRON_INTERVAL))
-            checked = datetime.now(zone)
-            for task, when in due:
-                if when.timestamp() <= checked.timestamp():
-                    self._enqueue_periodic(task, when)
+    async def schedule_periodic_tasks(self) -> None:
+        """Keep the next run of each periodic task in the queue."""
+        while True:
+            now = datetime.now(self._settings.timezone)
+            for task in self._periodic_tasks:
+                try:
+                    await self._queue.schedule(task, now)
+                except QueueUnavailableError as error:
+                    logger.warning("periodic task %s cannot be enqueued: %s", task.name, error)
+            await asyncio.sleep(CRON_INTERVAL)
 
     async def drain(self) -> None:
         """Let jobs that are due or running end, then cancel what is left, and report it."""
@@ -125,21 +122,13 @@ class Runner:
                 self._table.finish(record, JobStatus.ABORTED, error=ABORTED)
         while self._running:  # an attempt that ignores its cancellation is left behind
             await asyncio.wait(self._running)
-        lost = Counter(each.task.name for each in unfinished if each.status is JobStatus.ABORTED)
+        lost = Counter(each.task.name for each in unfinished if _is_lost(each))
         if lost:
             names = ", ".join(f"{name} ({count})" for name, count in lost.items())
             logger.warning("jobs that had not finished are lost: %s", names)
         if calls := left_behind():
             logger.warning("calls that go on although their jobs have ended: %d", calls)
         self._threads.shutdown(wait=False, cancel_futures=True)
-
-    def _enqueue_periodic(self, task: Task[..., Any], due: datetime) -> None:
-        # The same time, met again after the clock was set back, is the same job.
-        job_id = f"cron:{task.name}:{due.timestamp():.0f}"
-        try:
-            self._queue.submit(Record(job_id, task, b"{}", time.time()))
-        except QueueUnavailableError as error:
-            logger.warning("periodic task %s is left out: %s", task.name, error)
 
     def _start(self, record: Record) -> None:
         self._slots_used[record.task.queue] += 1
@@ -201,12 +190,18 @@ class Runner:
         logger.info("job %s (%s) %s in %.3f s", record.job_id, name, record.status, seconds)
 
 
-def _by_name(tasks: Iterable[Task[..., Any]], settings: QueueSettings) -> dict[str, Task[..., Any]]:
-    named: dict[str, Task[..., Any]] = {}
-    for task in tasks:
-        if task.name in named:
-            raise ValueError(f"two tasks have the name {task.name}")
+def _validate(tasks: Iterable[Task[..., Any]], settings: QueueSettings) -> list[Task[..., Any]]:
+    valid = list(tasks)
+    for name, count in Counter(task.name for task in valid).items():
+        if count > 1:
+            raise ValueError(f"two tasks have the name {name}")
+    for task in valid:
         if task.queue not in settings.queues:
             raise ValueError(f"QUEUES must name {task.queue!r}, the queue of task {task.name}")
-        named[task.name] = task
-    return named
+    return valid
+
+
+def _is_lost(record: Record) -> bool:
+    if record.started_at is None and record.job_id.startswith(PERIODIC):
+        return False  # the next process schedules it again
+    return record.status is JobStatus.ABORTED

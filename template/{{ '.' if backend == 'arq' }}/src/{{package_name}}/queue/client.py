@@ -104,9 +104,14 @@ class TaskQueue:
     ) -> list[Receipt]:
         """Run a task once for each set of arguments; a thousand jobs take one round trip.
 
-        All arguments are validated before the first job is enqueued.
+        All arguments are validated before the first job is enqueued. With an idempotency key, each
+        call has the key and its place, so that all of them may be sent again.
         """
-        encoded = [(self._encode(task, (), call), task.unique_key(**call)) for call in calls]
+        key = self._key
+        encoded = [
+            (self._encode(task, (), call), task.unique_key(**call), key and f"{key}:{place}")
+            for place, call in enumerate(calls)
+        ]
         receipts: list[Receipt] = []
         for first in range(0, len(encoded), MOST_ITEMS):
             some = encoded[first : first + MOST_ITEMS]
@@ -266,7 +271,7 @@ class TaskQueue:
                 seconds + microseconds / 1e6 - LIFETIME * self.settings.health_interval
             ) * 1000
             names = await self._redis.zrange(self.keys.workers, oldest, "+inf", byscore=True)
-        return [name.decode() for name in names]
+        return [name.decode(errors="replace") for name in names]
 
     async def _enqueue(
         self,
@@ -276,7 +281,8 @@ class TaskQueue:
         due: str = "+0",
     ) -> Receipt:
         arguments = self._encode(task, args, kwargs)
-        return await self._send(task, arguments, task.unique_key(*args, **kwargs), due)
+        unique = task.unique_key(*args, **kwargs)
+        return await self._send(task, arguments, unique, self._key, due)
 
     def _encode(
         self, task: Task[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -286,13 +292,18 @@ class TaskQueue:
         return arguments
 
     async def _send(
-        self, task: Task[..., Any], arguments: bytes, key: str | None, due: str = "+0"
+        self,
+        task: Task[..., Any],
+        arguments: bytes,
+        unique: str | None,
+        key: str | None,
+        due: str = "+0",
     ) -> Receipt:
         job_id, kind = uuid4().hex, ""
-        if key is not None:
-            job_id, kind = await self._job_id(f"unique:{task.name}:{key}"), "unique"
-        elif self._key is not None:
-            job_id, kind = await self._job_id(f"key:{task.name}:{self._key}"), "key"
+        if unique is not None:
+            job_id, kind = await self._job_id(f"unique:{task.name}:{unique}"), "unique"
+        elif key is not None:
+            job_id, kind = await self._job_id(f"key:{task.name}:{key}"), "key"
         document = job_document(task.name, arguments, _now_ms(), task.queue)
         stored = await self._put(task.queue, job_id, document, due, kind)
         if kind == "key" and stored and not _same_arguments(stored, arguments):

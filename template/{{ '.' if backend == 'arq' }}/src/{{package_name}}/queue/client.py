@@ -107,9 +107,9 @@ class TaskQueue:
         All arguments are validated before the first job is enqueued. With an idempotency key, each
         call has the key and its place, so that all of them may be sent again.
         """
-        key = self._key
+        key = None if self._key is None else f"{self._key}:"
         encoded = [
-            (self._encode(task, (), call), task.unique_key(**call), key and f"{key}:{place}")
+            (self._encode(task, (), call), task.unique_key(**call), key and f"{key}{place}")
             for place, call in enumerate(calls)
         ]
         receipts: list[Receipt] = []

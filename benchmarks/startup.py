@@ -55,7 +55,8 @@ def main() -> None:
         # The same files for both, as they stand in this checkout, and nothing to clone.
         template = Path(scratch) / "template"
         checkout = Path(__file__).parents[1]
-        shutil.copytree(checkout / "template", template / "template")
+        for name in ("template", "fragments"):
+            shutil.copytree(checkout / name, template / name)
         shutil.copy(checkout / "copier.yml", template)
         results = [
             compare([taskgen, "--help"], import_typer, 2, folder),

@@ -376,12 +376,25 @@ def hidden_names(*ignore_files: Path) -> set[str]:
     return {name for name in names if re.fullmatch("[a-z][a-z0-9_]*", name)}
 
 
-DOCKER_CONTEXT = """
+# Docker's own patterns, as its Python client reads them.
+DOCKER_CONTEXTS = """
 import json, pathlib, sys
 from docker.utils.build import exclude_paths
-patterns = pathlib.Path(".dockerignore").read_text().splitlines()
-print(json.dumps(sorted(exclude_paths(".", [p for p in patterns if p and p[0] != "#"]))))
+contexts = {}
+for folder in sys.argv[1:]:
+    lines = pathlib.Path(folder, ".dockerignore").read_text().splitlines()
+    patterns = [line for line in lines if line and line[0] != "#"]
+    contexts[folder] = sorted(exclude_paths(folder, patterns))
+print(json.dumps(contexts))
 """
+
+
+def docker_contexts(*folders: Path) -> dict[str, list[str]]:
+    """List the files that Docker would send to build each image."""
+    python = ["uv", "run", "--quiet", "--no-project", "--with", "docker>=7,<8", "python"]
+    done = run(*python, "-c", DOCKER_CONTEXTS, *folders, cwd=folders[0])
+    contexts: dict[str, list[str]] = json.loads(done.stdout)
+    return contexts
 
 
 def test_no_ignore_file_hides_a_package(cwd: Path) -> None:
@@ -390,6 +403,7 @@ def test_no_ignore_file_hides_a_package(cwd: Path) -> None:
     candidates = hidden_names(*ignoring) | {"build", "data", "dist", "lib"}
     names = allowed("package_name", sorted(candidates))
     assert {"build", "data", "dist", "src"} <= set(names)
+    packages: dict[Path, set[str]] = {}
     for number, name in enumerate(names):
         service = cwd / f"service-{number}"
         given = ["--yes", "--no-sync", f"--set=package_name={name}"]
@@ -403,9 +417,10 @@ def test_no_ignore_file_hides_a_package(cwd: Path) -> None:
         run("uv", "build", "--quiet", "--wheel", cwd=service)
         wheel = zipfile.ZipFile(next((service / "dist").glob("*.whl")))
         assert {f"src/{file}" for file in wheel.namelist()} >= files, name
-        docker = ["uv", "run", "--quiet", "--no-project", "--with", "docker>=7,<8", "python"]
-        context = set(json.loads(run(*docker, "-c", DOCKER_CONTEXT, cwd=service).stdout))
-        assert files <= context, name
+        packages[service] = files
+    contexts = docker_contexts(*packages)
+    for service, files in packages.items():
+        assert files <= set(contexts[str(service)]), service
 
 
 def test_ignore_files_hide_what_is_not_to_be_kept(cwd: Path) -> None:
@@ -418,9 +433,9 @@ def test_ignore_files_hide_what_is_not_to_be_kept(cwd: Path) -> None:
         (service / name).touch()
     ignored = run("git", "check-ignore", *sorted(hidden), cwd=service).stdout.splitlines()
     assert set(ignored) == hidden
-    docker = ["uv", "run", "--quiet", "--no-project", "--with", "docker>=7,<8", "python"]
-    context = set(json.loads(run(*docker, "-c", DOCKER_CONTEXT, cwd=service).stdout))
-    assert not hidden & context
+    [context] = docker_contexts(service).values()
+    assert "src/svc/main.py" in context
+    assert not hidden & set(context)
     assert not [name for name in context if name.startswith(".git/")]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import BIN, CHECKOUT, run
+from conftest import BIN, CHECKOUT, contents, run, taskgen
 
 from taskgen import template
 
@@ -62,7 +62,9 @@ def test_the_metadata_names_a_free_distribution_and_no_home(wheel: Path) -> None
     assert wheel.name.startswith(f"{template.DISTRIBUTION.replace('-', '_')}-")
 
 
-def test_a_service_made_from_the_wheel_passes_its_own_suite(wheel: Path, tmp_path: Path) -> None:
+def test_the_wheel_alone_makes_the_service_that_the_checkout_makes(
+    wheel: Path, tmp_path: Path
+) -> None:
     run("uv", "venv", "--quiet", "--python", BIN / "python", "env", cwd=tmp_path)
     install = ["uv", "pip", "install", "--quiet", "--python", "env/bin/python"]
     # Compiled as pip does it: the template's modules too, which must not end up in a service.
@@ -85,5 +87,9 @@ def test_a_service_made_from_the_wheel_passes_its_own_suite(wheel: Path, tmp_pat
         if b"site-packages" in (service / name).read_bytes()
         or str(tmp_path).encode() in (service / name).read_bytes()
     ]
-    suite = run("uv", "run", "pytest", cwd=service)
+    taskgen("new", "svc", "--yes", "--no-git", "--no-sync", cwd=tmp_path)
+    made, expected = contents(service), contents(tmp_path / "svc")
+    different = {name for name in expected if made[name] != expected[name]}
+    assert (set(made), different) == ({*expected, "uv.lock"}, {".copier-answers.yml"})
+    suite = run("uv", "run", "pytest", "tests/test_health.py", cwd=service)
     assert " passed" in suite.stdout

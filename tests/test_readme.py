@@ -134,7 +134,7 @@ def test_the_commands_of_this_readme(repository: Path) -> None:
         assert "%PDF-" in shell(look, service)
     assert is_free(valkey_port), "Valkey still runs"
 
-    try_dev(service, until=[valkey, "Starting worker"])
+    try_dev(service, until=[valkey, "worker .* runs default"])
     check = re.search(r"`(uv run ruff check .*?)`", (service / "README.md").read_text("utf-8"))
     assert check
     shell(check[1], service)
@@ -172,5 +172,5 @@ def test_the_commands_of_other_services(tmp_path: Path, choices: tuple[str, ...]
     assert made.returncode == 0, made.stderr
     started = ["Application startup complete"]
     if "background" not in choices:
-        started = [r"dev +\| Valkey", "Starting worker"]
+        started = [r"dev +\| Valkey", "worker .* runs default"]
     try_dev(tmp_path / "other", until=started)

@@ -1,24 +1,24 @@
-"""What runs background tasks: the comparison behind `taskgen backends`."""
+"""Backends for background tasks: the comparison that `taskgen backends` prints."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """One way to run background tasks, and what speaks for and against it.
+    """A way to run background tasks, with its strengths and limits.
 
     Attributes:
-        key: The answer that chooses it.
-        name: What its own project calls it.
-        generated: Whether this version of taskgen can generate it.
-        async_native: Whether a task is an `async def` that runs on an event loop.
-        broker: What has to run beside the service.
-        workflows: How tasks are put together into larger ones.
-        monitoring: How to see what is going on.
-        persistence: What happens to tasks when a process ends.
+        key: The value of the question `backend`.
+        name: The name that its documentation uses.
+        generated: Whether this version of taskgen generates it.
+        async_native: Whether tasks run on an event loop.
+        broker: What runs beside the service.
+        workflows: How tasks are combined.
+        monitoring: How to watch jobs and workers.
+        persistence: What happens to jobs when a process ends.
         complexity: What there is to learn and to operate.
-        when_to_use: What it is good for.
-        when_not: What it is not good for.
+        when_to_use: What it is good at.
+        when_not: What it is not made for.
     """
 
     key: str
@@ -34,7 +34,7 @@ class Backend:
     when_not: str
 
     def aspects(self) -> list[tuple[str, str]]:
-        """List the points of comparison, each with its heading, in the order of reading."""
+        """Return the points of comparison, each with its heading."""
         return [
             ("Async native", self.async_native),
             ("Broker", self.broker),

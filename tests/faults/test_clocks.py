@@ -113,4 +113,4 @@ def test_clocks_that_are_an_hour_off(skeleton: Path, tmp_path: Path) -> None:
         )
         assert timedelta(seconds=3) < finished - started < timedelta(seconds=10)
         assert dead(apis[0]) == {}
-        assert all(ready(api).json()["worker"] for api in apis)
+        assert all(ready(api).json()["workers"] for api in apis)

@@ -243,7 +243,7 @@ def _leave_behind(call: Any) -> None:
 def _type(error: BaseException) -> str:
     name = type(error).__name__
     if name == "CancelledError":  # alone, it is ARQ's mark of an aborted job
-        name = f"{type(error).__module__}.{name}"
+        name = f"{name} ({type(error).__module__})"
     return _cut(name, LONGEST_NAME)
 
 

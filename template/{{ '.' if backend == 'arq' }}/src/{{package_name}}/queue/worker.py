@@ -27,6 +27,7 @@ from .upkeep import Upkeep
 
 logger = logging.getLogger(__name__)
 LONGEST_WAIT = 1  # seconds without a wake-up, for jobs that ARQ's own client has enqueued
+JUST_ENDED = 10  # milliseconds
 GATHER = 0.002  # seconds in which slots become free, before jobs are claimed for them
 MOST_BYTES = 4_194_304  # of payloads in one claim
 SUSPECTS = 10  # of so many slots, one is for suspects
@@ -244,10 +245,11 @@ class Worker:
         queue, raw_id, due_ms, attempt, token, payload, problem = claimed
         started_ms = 0 if problem == b"aborted" else now_ms
         held = Held(queue.decode(), raw_id, token, attempt, started_ms)
-        if raw_id in self._running:
-            # An attempt that has lost its lease ignores its cancellation. Two at once are worse
-            # than a delay.
-            delay = int(self._settings.job_lease * 1000)
+        if (earlier := self._running.get(raw_id)) is not None:
+            # Either its attempt has just ended, and the reply to its report is on its way, or it has
+            # lost its lease and ignores its cancellation. Two at once are worse than a delay.
+            lost = earlier.interrupted is Interruption.LEASE_LOST
+            delay = int(self._settings.job_lease * 1000) if lost else JUST_ENDED
             self._keep(self._reporter.put(Report(held, "release", milliseconds=delay)))
             return
         loop_now = asyncio.get_running_loop().time()

@@ -5,7 +5,6 @@ import logging
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any
@@ -31,6 +30,7 @@ from .rates import RateLimits
 from .settings import QueueSettings
 from .table import Record
 from .task import Task
+from .threads import DaemonThreads
 
 logger = logging.getLogger(__name__)
 CRON_INTERVAL = 10  # seconds
@@ -79,7 +79,7 @@ class Runner:
         self._rates = RateLimits()
         self._slots_used: Counter[str] = Counter()
         self._running: dict[asyncio.Task[None], Record] = {}
-        self._threads = ThreadPoolExecutor(sum(settings.queues.values()), "task")
+        self._threads = DaemonThreads()
 
     async def dispatch(self, *, until_idle: bool = False) -> None:
         """Start jobs whenever they are ready and have a slot.
@@ -128,7 +128,6 @@ class Runner:
             logger.warning("jobs that had not finished are lost: %s", names)
         if calls := left_behind():
             logger.warning("calls that go on although their jobs have ended: %d", calls)
-        self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _start(self, record: Record) -> None:
         self._slots_used[record.task.queue] += 1

@@ -5,11 +5,11 @@ import copy
 import hmac
 import secrets
 import time
-from collections.abc import AsyncGenerator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, ParamSpec, Self
+from typing import Any, ParamSpec, Self, TypeVar
 from uuid import uuid4
 
 from arq import ArqRedis
@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from pydantic_core import from_json, to_json
 
 from .batching import MOST_ITEMS
-from .connection import Script, connect, translate_redis_errors
+from .connection import Script, connect, passes, translate_redis_errors
 from .dead import DeadJobs
 from .documents import (
     ABORTED,
@@ -30,7 +30,7 @@ from .documents import (
     result_document,
     to_datetime,
 )
-from .enqueueing import Enqueuer, NewJob
+from .enqueueing import PAUSE, Enqueuer, NewJob
 from .errors import IdempotencyConflictError, PayloadTooLargeError, QueueUnavailableError
 from .keys import ATTEMPTS, IN_PROGRESS, JOB, RESULT, Keys
 from .models import Chain, Job, JobStatus, QueueHealth, Receipt
@@ -38,6 +38,7 @@ from .settings import QueueSettings
 from .task import Step, Task
 
 P = ParamSpec("P")
+T = TypeVar("T")
 LIFETIME = 3  # health intervals without a sign of life until a worker counts as lost
 
 
@@ -51,7 +52,7 @@ class TaskQueue:
     Args:
         redis: The client. The queue owns neither it nor its connections.
         settings: The queue's settings.
-        timeout: Seconds to wait for Redis; None to wait until it is back.
+        timeout: Seconds to wait for Redis; None to wait until it is back where a job is enqueued.
     """
 
     def __init__(
@@ -104,18 +105,16 @@ class TaskQueue:
     ) -> list[Receipt]:
         """Run a task once for each set of arguments; a thousand jobs take one round trip.
 
-        All arguments are validated before the first job is enqueued. With an idempotency key, each
-        call has the key and its place, so that all of them may be sent again.
+        All arguments are validated before the first job is enqueued. An idempotency key holds for
+        each call by its place in the list.
         """
-        key = None if self._key is None else f"{self._key}:"
-        encoded = [
-            (self._encode(task, (), call), task.unique_key(**call), key and f"{key}{place}")
-            for place, call in enumerate(calls)
-        ]
+        encoded = [(self._encode(task, (), call), task.unique_key(**call)) for call in calls]
         receipts: list[Receipt] = []
         for first in range(0, len(encoded), MOST_ITEMS):
-            some = encoded[first : first + MOST_ITEMS]
-            receipts += await asyncio.gather(*(self._send(task, *each) for each in some))
+            some = enumerate(encoded[first : first + MOST_ITEMS], first)
+            receipts += await asyncio.gather(
+                *(self._send(task, *each, index=f":{index}") for index, each in some)
+            )
         return receipts
 
     async def schedule(self, task: Task[..., Any], now: datetime, /) -> None:
@@ -175,10 +174,14 @@ class TaskQueue:
             "jobs": to_json([step.job_id for step in stored]),
             "state": "0 queued",
         }
-        async with translate_redis_errors(self._timeout), self.redis.pipeline() as pipe:
-            pipe.hset(self.keys.chain(chain_id), mapping=record)
-            pipe.pexpire(self.keys.chain(chain_id), STORED_MS)
-            await pipe.execute()
+
+        async def store() -> None:
+            async with self.redis.pipeline() as pipe:
+                pipe.hset(self.keys.chain(chain_id), mapping=record)
+                pipe.pexpire(self.keys.chain(chain_id), STORED_MS)
+                await pipe.execute()
+
+        await self._ask(store)
         await self._put(first.queue, first.job_id, document)
         return chain_id
 
@@ -281,8 +284,7 @@ class TaskQueue:
         due: str = "+0",
     ) -> Receipt:
         arguments = self._encode(task, args, kwargs)
-        unique = task.unique_key(*args, **kwargs)
-        return await self._send(task, arguments, unique, self._key, due)
+        return await self._send(task, arguments, task.unique_key(*args, **kwargs), due)
 
     def _encode(
         self, task: Task[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -295,15 +297,15 @@ class TaskQueue:
         self,
         task: Task[..., Any],
         arguments: bytes,
-        unique: str | None,
         key: str | None,
         due: str = "+0",
+        index: str = "",
     ) -> Receipt:
         job_id, kind = uuid4().hex, ""
-        if unique is not None:
-            job_id, kind = await self._job_id(f"unique:{task.name}:{unique}"), "unique"
-        elif key is not None:
-            job_id, kind = await self._job_id(f"key:{task.name}:{key}"), "key"
+        if key is not None:
+            job_id, kind = await self._job_id(f"unique:{task.name}:{key}"), "unique"
+        elif self._key is not None:
+            job_id, kind = await self._job_id(f"key:{task.name}:{self._key}{index}"), "key"
         document = job_document(task.name, arguments, _now_ms(), task.queue)
         stored = await self._put(task.queue, job_id, document, due, kind)
         if kind == "key" and stored and not _same_arguments(stored, arguments):
@@ -344,11 +346,25 @@ class TaskQueue:
 
     async def _job_id(self, key: str) -> str:
         """Return an id that is the same for the same key, and cannot be guessed from it."""
-        async with translate_redis_errors(self._timeout):
-            new = secrets.token_hex()
-            known = await self._redis.set(self.keys.secret, new, nx=True, get=True)
-        secret = known or new.encode()
+        new = secrets.token_hex()
+
+        async def agree() -> bytes | None:
+            known: bytes | None = await self._redis.set(self.keys.secret, new, nx=True, get=True)
+            return known
+
+        secret = await self._ask(agree) or new.encode()
         return hmac.new(secret, key.encode(), "sha256").hexdigest()[:32]
+
+    async def _ask(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Call Redis on the way to enqueueing; without a timeout, again until it is back."""
+        while True:
+            try:
+                async with translate_redis_errors(self._timeout):
+                    return await call()
+            except QueueUnavailableError as error:
+                if self._timeout or not (error.__cause__ and passes(error.__cause__)):
+                    raise
+            await asyncio.sleep(PAUSE)
 
     async def _read(self, job_id: str) -> "_Record":
         async with self.redis.pipeline(transaction=True) as pipe:

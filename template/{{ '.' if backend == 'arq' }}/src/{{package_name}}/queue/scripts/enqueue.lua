@@ -3,8 +3,8 @@
 -- ARGV: service, time after which nothing is done (0: none), how long jobs are stored, how old the
 -- failure of a key must be before the key is free again; then for each job: queue, id, payload,
 -- when it is due ('+' and a delay, or a time), kind ('' for a new id, 'unique' or 'key' for one that
--- may be in use). All times in milliseconds. Returns the time, and for each job 1, or 0 and what is stored of it
--- (nothing where a key is of another type).
+-- may be in use). All times in milliseconds. Returns the time, and for each job 1, or
+-- 0 and what is stored of it (nothing where a key is of another type).
 local service, deadline, stored, failed_key = ARGV[1], tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4])
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -13,11 +13,20 @@ if deadline > 0 and now > deadline then return {now, 'late'} end
 
 local wake = {}
 
+-- Return when a job ended that did not succeed: as a dead job, or aborted, or its dead job deleted.
+local function failed_at(id, result)
+  local died = redis.call('ZSCORE', service .. ':dead', id)
+  if died or not result then return died end
+  local ok, ended = pcall(cjson.decode, result)
+  return ok and type(ended) == 'table' and ended.s == false and tonumber(ended.ft)
+end
+
 -- A job that failed long enough ago gives its key back, and must never overwrite its successor.
 local function forget_failure(id, wait)
-  local died = redis.call('ZSCORE', service .. ':dead', id)
-  if not died then return end
-  if redis.call('EXISTS', 'arq:result:' .. id) == 0 or now - died >= wait then
+  local result = redis.call('GET', 'arq:result:' .. id)
+  local failed = failed_at(id, result)
+  if not failed then return end
+  if not result or now - failed >= wait then
     redis.call('ZREM', service .. ':dead', id)
     redis.call('DEL', service .. ':dead:' .. id, 'arq:result:' .. id, 'arq:retry:' .. id)
     redis.call('ZREM', 'arq:abort', id)

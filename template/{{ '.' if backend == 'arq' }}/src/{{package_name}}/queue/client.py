@@ -274,7 +274,7 @@ class TaskQueue:
                 seconds + microseconds / 1e6 - LIFETIME * self.settings.health_interval
             ) * 1000
             names = await self._redis.zrange(self.keys.workers, oldest, "+inf", byscore=True)
-        return [name.decode() for name in names]
+        return [name.decode(errors="replace") for name in names]
 
     async def _enqueue(
         self,

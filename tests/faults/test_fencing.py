@@ -4,7 +4,6 @@ import itertools
 import json
 import os
 import random
-import re
 import signal
 import time
 from pathlib import Path
@@ -44,9 +43,7 @@ def test_a_worker_that_was_paused(skeleton: Path, tmp_path: Path) -> None:
         )
         ended = [note for note in journal.notes("end") if note.pid == paused.pid]
         log = service.log(paused)
-        # Each job is known to be lost before its end is reported, or after.
-        lost = re.compile("outcome is dropped|lost its lease")
-        until(lambda: len(lost.findall(log.read_text())) == len(job_ids), "results are kept")
+        until(lambda: log.read_text().count("outcome is dropped") == len(job_ids), "some are kept")
         assert {note.key for note in ended} <= short
         assert leases(server, job_ids) == marks, "a lease of another worker was touched"
         for job_id in job_ids:

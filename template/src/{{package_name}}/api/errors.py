@@ -21,6 +21,7 @@ from ..queue import (
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER = {"Retry-After": "2"}  # seconds
+NOT_AVAILABLE = "The service is not available; see its log."
 NO_JSON = 'Send the body as JSON, with the header "Content-Type: application/json".'
 # Where types are checked, only a client's data can be an invalid argument: JSON nested too deep.
 REFUSALS: dict[type[Exception], int] = {

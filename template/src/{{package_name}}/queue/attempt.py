@@ -14,7 +14,7 @@ from typing import Any
 from pydantic_core import to_json
 
 from .arguments import check_json
-from .errors import InvalidResultError, JobTimeoutError, Retry
+from .errors import PUBLIC, InvalidResultError, JobTimeoutError, Retry
 from .models import JobContext
 from .task import Task
 
@@ -55,11 +55,12 @@ class Success:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """The job failed for good."""
+    """The job failed for good; `public` says whether its owner may read the message."""
 
     type: str
     message: str
     traceback: str = ""
+    public: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +228,8 @@ def left_behind() -> int:
 
 def failure(error: BaseException) -> Failure:
     """Describe an exception for storage, cut to a bounded size."""
-    return Failure(_type(error), _message(error), _traceback(error))
+    public = isinstance(error, PUBLIC)
+    return Failure(_type(error), _message(error), _traceback(error), public)
 
 
 def describe(error: BaseException) -> str:

@@ -46,7 +46,7 @@ class Retry(Exception):  # noqa: N818 - ARQ's name
 
 
 class Discard(Exception):  # noqa: N818 - Oban's and Sidekiq's name
-    """Raise in a task to fail the job without another attempt."""
+    """Raise in a task to fail the job without another attempt; its owner may read the message."""
 
 
 class JobTimeoutError(Exception):
@@ -67,3 +67,7 @@ class InvalidJobError(Exception):
 
 class InvalidResultError(Exception):
     """The task returned something that cannot be stored: not JSON, or larger than `MAX_RESULT`."""
+
+
+# The errors whose messages the owner of a job may read; any other may hold what is not theirs.
+PUBLIC = (Discard, JobTimeoutError, JobExpiredError, WorkerLostError, InvalidResultError)

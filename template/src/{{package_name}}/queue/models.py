@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 from pydantic import BaseModel, Field
 
@@ -46,6 +46,9 @@ class Receipt:
     created: bool = True
 
 
+PRIVATE_ERROR = "the job failed"
+
+
 class Job(BaseModel):
     """The state of a job; `attempts` counts those that have begun."""
 
@@ -58,6 +61,12 @@ class Job(BaseModel):
     enqueued_at: datetime | None = None
     started_at: datetime | None = None
     finished_at: datetime | None = None
+    error_is_public: bool = Field(default=False, exclude=True)
+
+    def for_owner(self) -> Self:
+        """Return it as its owner may see it: errors that were not raised for them may hold secrets."""
+        hidden = self.error is not None and not self.error_is_public
+        return self.model_copy(update={"error": PRIVATE_ERROR}) if hidden else self
 
 
 class DeadJob(Job):

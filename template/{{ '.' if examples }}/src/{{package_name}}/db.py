@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 from uuid import UUID, uuid4
 
-from sqlalchemy import JSON, DateTime, Enum, event
+from sqlalchemy import JSON, DateTime, Enum, UniqueConstraint, event
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.ext.asyncio import (
@@ -63,16 +63,18 @@ class User(Base):
 
 
 class Report(Base):
-    """A requested report; its file is in `data_dir`/reports once it has a `size`, in bytes."""
+    """A report of a client; its file is in `data_dir`/reports once it has a `size`, in bytes."""
 
     __tablename__ = "reports"
+    __table_args__ = (UniqueConstraint("owner", "idempotency_key"),)
 
     id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid4)
+    owner: Mapped[str]
     title: Mapped[str]
     format: Mapped[ReportFormat]
     size: Mapped[int | None]
     job_id: Mapped[str | None]
-    idempotency_key: Mapped[str | None] = mapped_column(unique=True)
+    idempotency_key: Mapped[str | None]
     created_at: Mapped[datetime] = mapped_column(default=_now, index=True)
 
     def path(self, settings: Settings) -> Path:

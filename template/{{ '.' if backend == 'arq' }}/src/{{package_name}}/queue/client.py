@@ -68,6 +68,18 @@ class TaskQueue:
         self._enqueuer = Enqueuer(redis, settings)
         self._abort_script = Script(redis, "abort")
         self._key: str | None = None
+        self._prefix = ""
+
+    def owned_by(self, owner: str, /) -> Self:
+        """Return this queue as one of its users may see it.
+
+        What it enqueues belongs to this owner, whose name the ids begin with; idempotency keys and
+        `unique` jobs are the owner's own. It knows the owner's jobs only, and of what they failed
+        with only what was raised for the owner, as by `Discard`.
+        """
+        queue = copy.copy(self)
+        queue._prefix = f"{owner}-"  # noqa: SLF001 - of this class
+        return queue
 
     def once(self, key: str | None, /) -> Self:
         """Return this queue with an idempotency key for the next call.
@@ -158,7 +170,7 @@ class TaskQueue:
         if not steps:
             raise ValueError("a chain needs at least one step")
         steps[0].task.arguments.decode((), steps[0].arguments)
-        chain_id = uuid4().hex
+        chain_id = self._new_id()
         stored = [self._stored_step(step) for step in steps]
         first, *rest = stored
         link = ChainLink(id=chain_id, index=0, steps=rest)
@@ -187,6 +199,8 @@ class TaskQueue:
 
     async def chain_status(self, chain_id: str, /) -> Chain | None:
         """Return the state of a chain, or None if it is unknown or has expired."""
+        if not chain_id.startswith(self._prefix):
+            return None
         async with translate_redis_errors(self._timeout):
             record = await self._redis.hgetall(self.keys.chain(chain_id))
         if not record:
@@ -199,10 +213,13 @@ class TaskQueue:
 
     async def job(self, job_id: str, /) -> Job | None:
         """Return the state of a job, or None if it is unknown or has expired."""
+        if not job_id.startswith(self._prefix):
+            return None
         async with translate_redis_errors(self._timeout):
             record = await self._read(job_id)
         if record.result is not None:
-            return job_from_result(job_id, record.result)
+            job = job_from_result(job_id, record.result)
+            return job.for_owner() if self._prefix else job
         if record.due_ms is None:
             return None
         job = Job(job_id=job_id, status=JobStatus.QUEUED, attempts=record.attempts)
@@ -221,6 +238,8 @@ class TaskQueue:
 
         A running job is cancelled by its worker within a second. A `def` task cannot be cancelled.
         """
+        if not job_id.startswith(self._prefix):
+            return False
         async with translate_redis_errors(self._timeout):
             record = await self._read(job_id)
             if record.result is not None or record.due_ms is None:
@@ -301,7 +320,7 @@ class TaskQueue:
         due: str = "+0",
         index: str = "",
     ) -> Receipt:
-        job_id, kind = uuid4().hex, ""
+        job_id, kind = self._new_id(), ""
         if key is not None:
             job_id, kind = await self._job_id(f"unique:{task.name}:{key}"), "unique"
         elif self._key is not None:
@@ -333,7 +352,7 @@ class TaskQueue:
     def _stored_step(self, step: Step[Any]) -> StoredStep:
         self._check_size(step.task, to_json(step.arguments))
         return StoredStep(
-            job_id=uuid4().hex,
+            job_id=self._new_id(),
             task=step.task.name,
             queue=step.task.queue,
             arguments=step.arguments,
@@ -344,6 +363,9 @@ class TaskQueue:
         # Two services on one Redis may have tasks of the same name.
         return f"cron:{self.keys.service}:{task.name}:{due_ms}"
 
+    def _new_id(self) -> str:
+        return self._prefix + uuid4().hex
+
     async def _job_id(self, key: str) -> str:
         """Return an id that is the same for the same key, and cannot be guessed from it."""
         new = secrets.token_hex()
@@ -353,7 +375,8 @@ class TaskQueue:
             return known
 
         secret = await self._ask(agree) or new.encode()
-        return hmac.new(secret, key.encode(), "sha256").hexdigest()[:32]
+        text = f"{self._prefix}{key}"
+        return self._prefix + hmac.new(secret, text.encode(), "sha256").hexdigest()[:32]
 
     async def _ask(self, call: Callable[[], Awaitable[T]]) -> T:
         """Call Redis on the way to enqueueing; without a timeout, again until it is back."""

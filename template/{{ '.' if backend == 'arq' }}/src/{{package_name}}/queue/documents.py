@@ -56,6 +56,7 @@ class StoredError(BaseModel):
     type: str
     message: str
     traceback: str = ""
+    public: bool = False  # whether the job's owner may read it
 
     def __str__(self) -> str:
         """Return it in one line."""
@@ -151,7 +152,8 @@ def job_from_result(job_id: str, document: bytes) -> Job:
         if stored.s:
             job.result, job.error = stored.r, None
         else:
-            job.error = str(stored.error())
+            error = stored.error()
+            job.error, job.error_is_public = str(error), error.public or error.type == ABORTED
         job.function, job.attempts, job.enqueued_at = (
             stored.f,
             stored.t or 0,

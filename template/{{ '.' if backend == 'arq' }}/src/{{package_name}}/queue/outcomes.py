@@ -141,8 +141,9 @@ def report_of(
             return Report(held, "release")  # dropped if another worker holds it by now
         case Interrupted():
             status, error = "aborted", StoredError(type=ABORTED, message="")
-        case Failure(type_, message, traceback):
-            status, error = "failed", StoredError(type=type_, message=message, traceback=traceback)
+        case Failure(type_, message, traceback, public):
+            status = "failed"
+            error = StoredError(type=type_, message=message, traceback=traceback, public=public)
             logger.error("%s failed: %s\n%s", name, error, traceback)
         case Success(document):
             status, result = "complete", document

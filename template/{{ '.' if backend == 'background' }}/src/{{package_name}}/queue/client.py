@@ -44,6 +44,7 @@ class TaskQueue:
         self._secret = secrets.token_bytes()
         self._background_tasks: BackgroundTasks | None = None
         self._key: str | None = None
+        self._prefix = ""
 
     def after_response(self, background_tasks: BackgroundTasks) -> Self:
         """Return this queue for one request: what it enqueues starts when the response is sent.
@@ -53,6 +54,17 @@ class TaskQueue:
         """
         queue = copy.copy(self)
         queue._background_tasks = background_tasks  # noqa: SLF001 - of this class
+        return queue
+
+    def owned_by(self, owner: str, /) -> Self:
+        """Return this queue as one of its users may see it.
+
+        What it enqueues belongs to this owner, whose name the ids begin with; idempotency keys and
+        `unique` jobs are the owner's own. It knows the owner's jobs only, and of what they failed
+        with only what was raised for the owner, as by `Discard`.
+        """
+        queue = copy.copy(self)
+        queue._prefix = f"{owner}-"  # noqa: SLF001 - of this class
         return queue
 
     def once(self, key: str | None, /) -> Self:
@@ -110,15 +122,18 @@ class TaskQueue:
 
     async def job(self, job_id: str, /) -> Job | None:
         """Return the state of a job, or None if it is unknown or was forgotten."""
-        record = self.table.find(job_id)
-        return None if record is None else record.describe()
+        record = self._find(job_id)
+        if record is None:
+            return None
+        job = record.describe()
+        return job.for_owner() if self._prefix else job
 
     async def abort(self, job_id: str, /) -> bool:
         """Abort a job, deferred, queued or running; return False if there is no such job to abort.
 
         A running job is cancelled. A `def` task cannot be: it runs on in its thread.
         """
-        record = self.table.find(job_id)
+        record = self._find(job_id)
         if record is None or record.finished_at is not None:
             return False
         if record.attempt is not None:
@@ -183,12 +198,16 @@ class TaskQueue:
             canonical = task.arguments.canonical(task.arguments.names, args, kwargs)
             fingerprint = hashlib.sha256(canonical.encode()).digest()
         else:
-            job_id = uuid4().hex
+            job_id = self._prefix + uuid4().hex
         return Record(job_id, task, arguments, time.time(), fingerprint)
 
     def _job_id(self, name: str) -> str:
         """Return an id that is the same for the same name, and cannot be guessed from it."""
-        return hmac.new(self._secret, name.encode(), "sha256").hexdigest()[:32]
+        text = f"{self._prefix}{name}"
+        return self._prefix + hmac.new(self._secret, text.encode(), "sha256").hexdigest()[:32]
+
+    def _find(self, job_id: str) -> Record | None:
+        return self.table.find(job_id) if job_id.startswith(self._prefix) else None
 
 
 @asynccontextmanager

@@ -170,10 +170,10 @@ class Runner:
         match outcome:
             case Success(document):
                 self._table.finish(record, JobStatus.COMPLETE, result=document)
-            case Failure(type_, message, traceback):
+            case Failure(type_, message, traceback, public):
                 error = f"{type_}: {message}" if message else type_
                 logger.error("job %s (%s) failed: %s\n%s", record.job_id, name, error, traceback)
-                self._table.finish(record, JobStatus.FAILED, error=error)
+                self._table.finish(record, JobStatus.FAILED, error=error, error_is_public=public)
                 return
             case Again(delay, reason):
                 logger.warning(

@@ -29,6 +29,7 @@ class Record:
         status: Its state; `QUEUED` also while it is deferred.
         result: What the task returned, as JSON.
         error: What it failed with.
+        error_is_public: Whether the job's owner may read that.
         attempts: The number of attempts that have begun.
         enqueued_at: When it was enqueued.
         started_at: When its last attempt began.
@@ -45,6 +46,7 @@ class Record:
     status: JobStatus = JobStatus.QUEUED
     result: bytes = b"null"
     error: str | None = None
+    error_is_public: bool = True
     attempts: int = 0
     enqueued_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     started_at: datetime | None = None
@@ -65,6 +67,7 @@ class Record:
             status=JobStatus.DEFERRED if deferred else self.status,
             result=from_json(self.result),
             error=self.error,
+            error_is_public=self.error_is_public,
             function=self.task.name,
             attempts=self.attempts,
             enqueued_at=self.enqueued_at,
@@ -134,12 +137,14 @@ class JobTable:
         *,
         result: bytes = b"null",
         error: str | None = None,
+        error_is_public: bool = True,
     ) -> None:
         """Store a job's outcome in the place of its arguments."""
         del self._unfinished[record.job_id]
         self._unfinished_bytes -= record.size
         record.arguments = b""
-        record.status, record.result, record.error = status, result, error
+        record.status, record.result = status, result
+        record.error, record.error_is_public = error, error_is_public
         record.finished_at = datetime.now(UTC)
         self._finished[record.job_id] = record
         self._finished_bytes += record.size

@@ -8,9 +8,8 @@ from fastapi.responses import JSONResponse
 from sqlalchemy.exc import InterfaceError, OperationalError
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from .errors import RETRY_AFTER, problem
+from .errors import NOT_AVAILABLE, RETRY_AFTER, problem
 
-UNAVAILABLE = "The database is not available."
 logger = logging.getLogger(__name__)
 
 
@@ -23,7 +22,7 @@ def add_database_errors(app: FastAPI) -> None:
 
 async def _unavailable(_request: Request, error: OperationalError) -> JSONResponse:
     logger.warning("the database is unavailable: %s", error.orig)
-    return problem(503, UNAVAILABLE, RETRY_AFTER)
+    return problem(503, NOT_AVAILABLE, RETRY_AFTER)
 
 
 def _with_deadline(app: ASGIApp) -> ASGIApp:
@@ -46,7 +45,7 @@ def _with_deadline(app: ASGIApp) -> ASGIApp:
                 call.result()
             else:
                 logger.warning("the database does not answer")
-                await problem(503, UNAVAILABLE, RETRY_AFTER)(scope, receive, send)
+                await problem(503, NOT_AVAILABLE, RETRY_AFTER)(scope, receive, send)
         finally:
             call.cancel()
 

@@ -13,7 +13,7 @@ from sqlalchemy.exc import IntegrityError
 from ..db import Report, ReportFormat
 from ..queue import QueueUnavailableError
 from ..tasks.reports import generate_report
-from .deps import AppResources, IdempotencyKey, Line, Queue, Session
+from .deps import AppResources, CurrentClient, IdempotencyKey, Line, Queue, Session
 from .jobs import Accept, JobAccepted
 
 MEDIA_TYPES = {ReportFormat.PDF: "application/pdf", ReportFormat.CSV: "text/csv; charset=utf-8"}
@@ -49,34 +49,39 @@ class ReportInfo(ReportRequest):
     size: int | None
 
 
-async def get_report(report_id: str, session: Session) -> Report:
-    """Return a report by an id that may not be one."""
+async def get_report(report_id: str, session: Session, client: CurrentClient) -> Report:
+    """Return a report of the client by an id that may not be one."""
     try:
         report = await session.get(Report, UUID(report_id))
     except ValueError:
         report = None
-    if report is None:
+    if report is None or report.owner != client.owner:
         raise HTTPException(404, "There is no such report.")
     return report
 
 
 @router.post("/reports", status_code=202)
-async def request_report(
+async def request_report(  # noqa: PLR0913, PLR0917 - what FastAPI is to pass
     body: ReportRequest,
+    client: CurrentClient,
     session: Session,
     queue: Queue,
     accept: Accept,
     idempotency_key: IdempotencyKey = None,
 ) -> ReportAccepted:
     """Render a report; for a known Idempotency-Key, answer with the report of the first request."""
-    report = Report(title=body.title, format=body.format, idempotency_key=idempotency_key)
+    report = Report(
+        owner=client.owner, title=body.title, format=body.format, idempotency_key=idempotency_key
+    )
     session.add(report)
     try:
         # The worker may look for the row as soon as the job is in the queue.
         await session.commit()
     except IntegrityError:
         await session.rollback()
-        known = select(Report).where(Report.idempotency_key == idempotency_key)
+        known = select(Report).where(
+            Report.owner == client.owner, Report.idempotency_key == idempotency_key
+        )
         report = (await session.scalars(known)).one()
         if (report.title, report.format) != (body.title, body.format):
             raise HTTPException(422, "The Idempotency-Key was used with another request.") from None

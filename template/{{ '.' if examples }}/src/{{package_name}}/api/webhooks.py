@@ -7,7 +7,7 @@ from fastapi import APIRouter, Depends, HTTPException, Path, Request, Response
 from pydantic import JsonValue, TypeAdapter, ValidationError
 
 from ..tasks.webhooks import process_webhook
-from .deps import AppResources, Queue
+from .deps import AppResources, ServiceQueue
 from .jobs import Accept, JobAccepted
 from .signatures import delivery_id, is_signed
 
@@ -50,7 +50,7 @@ async def verify_webhook(
 @router.post("/webhooks/{source}", status_code=202, responses={200: {"description": "Known"}})
 async def receive_webhook(
     webhook: Annotated[Webhook, Depends(verify_webhook)],
-    queue: Queue,
+    queue: ServiceQueue,
     response: Response,
     accept: Accept,
 ) -> JobAccepted:

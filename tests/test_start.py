@@ -753,7 +753,7 @@ def test_dev_works_in_a_strange_place(strange_place: Path, tmp_path: Path) -> No
         assert f"http://127.0.0.1:{dev.port}" in "".join(first.lines)
         with client(dev.port) as api:
             assert do_job(api) == 1
-            first.wait_for(r"worker \|.* INFO .*job \w+ \(nap\) complete")
+            first.wait_for(r"worker \|.* INFO .*job [\w-]+ \(nap\) complete")
             job_id = api.post("/api/v1/naps", params={"seconds": 0}).json()
         valkey = Path(f"/proc/{dev.process('valkey-server')}/status").read_text()
         assert re.search(r"^SigBlk:\s+0+$", valkey, re.MULTILINE)

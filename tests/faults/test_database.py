@@ -130,10 +130,10 @@ async def post_all(api: httpx2.Client, number: int) -> list[tuple[httpx2.Respons
 
 
 def refused(answer: httpx2.Response) -> bool:
-    """Return whether an answer says that the database is away, and when to come again."""
+    """Return whether an answer says that the service is not available, and when to come again."""
     return (
         answer.status_code == 503
-        and "database" in answer.json()["detail"]
+        and "not available" in answer.json()["detail"]
         and "retry-after" in answer.headers
     )
 
@@ -247,7 +247,7 @@ from sqlalchemy import insert
 
 async def main():
     settings = Settings()
-    old = {"title": "Old", "format": ReportFormat.CSV}
+    old = {"owner": "x", "title": "Old", "format": ReportFormat.CSV}
     old["created_at"] = datetime(2020, 1, 1, tzinfo=UTC)
     new = old | {"created_at": datetime.now(UTC)}
     async with open_queue(settings.queue) as queue, open_resources(settings, queue) as resources:

@@ -1,0 +1,279 @@
+"""The queue as the service uses it: enqueue tasks, look at jobs, abort them."""
+
+import asyncio
+import copy
+import hmac
+import time
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
+from datetime import datetime, timedelta
+from typing import Any, ParamSpec, Self, TypeVar
+from uuid import uuid4
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from .celery_app import create_celery
+from .dead import DeadJobs
+from .errors import IdempotencyConflictError, PayloadTooLargeError, QueueUnavailableError
+from .models import Job, QueueHealth, Receipt
+from .publisher import Publisher
+from .settings import QueueSettings
+from .store import UNFINISHED, Known, NewJob, Store
+from .task import Task
+
+P = ParamSpec("P")
+T = TypeVar("T")
+THREADS = 4  # that publish, and as many that read
+PAUSE = 1  # seconds between two attempts of a worker to publish
+LIFETIME = 3  # health intervals without a sign of life until a worker counts as lost
+
+
+class TaskQueue:
+    """Enqueues tasks, and reports what has become of them.
+
+    Enqueueing raises `InvalidArgumentError` where an argument does not fit the task, and
+    `PayloadTooLargeError`. Every method raises `QueueUnavailableError` when the broker or the
+    database does not answer in time; those that only look at jobs need no broker.
+
+    Args:
+        app: The Celery app.
+        settings: The queue's settings.
+        wait: Enqueue again until the broker is back, as a worker does.
+    """
+
+    def __init__(self, app: Any, settings: QueueSettings, *, wait: bool = False) -> None:
+        self.celery = app
+        self.settings = settings
+        self.store = Store(settings)
+        self.publisher = Publisher(app, settings)
+        self._publishing = ThreadPoolExecutor(THREADS, "publish")
+        self._reading = ThreadPoolExecutor(THREADS, "read")
+        self.dead = DeadJobs(self)
+        self._wait = wait
+        self._secret: str | None = None
+        self._key: str | None = None
+        self._prefix = ""
+
+    def owned_by(self, owner: str, /) -> Self:
+        """Return this queue as one of its users may see it.
+
+        What it enqueues belongs to this owner, whose name the ids begin with; idempotency keys and
+        `unique` jobs are the owner's own. It knows the owner's jobs only, and of what they failed
+        with only what was raised for the owner, as by `Discard`.
+        """
+        queue = copy.copy(self)
+        queue._prefix = f"{owner}-"  # noqa: SLF001 - of this class
+        return queue
+
+    def once(self, key: str | None, /) -> Self:
+        """Return this queue with an idempotency key for the next call.
+
+        The same task with the same key is one job, as long as its outcome is kept; `created` of the
+        receipt says whether it is a new one. With other arguments, enqueueing raises
+        `IdempotencyConflictError`. A key whose job failed is free again after `REUSE_FAILED_KEY`
+        seconds. Without a key, each call is a job of its own.
+        """
+        queue = copy.copy(self)
+        queue._key = key  # noqa: SLF001 - of this class
+        return queue
+
+    async def enqueue(self, task: Task[P, Any], /, *args: P.args, **kwargs: P.kwargs) -> Receipt:
+        """Run a task as soon as a worker has a free slot."""
+        [receipt] = await self._enqueue(task, [(args, kwargs)])
+        return receipt
+
+    async def enqueue_in(
+        self, delay: timedelta, task: Task[P, Any], /, *args: P.args, **kwargs: P.kwargs
+    ) -> Receipt:
+        """Run a task after a delay; at once if it is negative."""
+        due_at = time.time() + delay.total_seconds()
+        [receipt] = await self._enqueue(task, [(args, kwargs)], due_at)
+        return receipt
+
+    async def enqueue_at(
+        self, when: datetime, task: Task[P, Any], /, *args: P.args, **kwargs: P.kwargs
+    ) -> Receipt:
+        """Run a task at a time, which needs a timezone; at once if it has passed."""
+        if when.tzinfo is None:
+            raise TypeError("a naive datetime names no moment: give it a timezone")
+        [receipt] = await self._enqueue(task, [(args, kwargs)], when.timestamp())
+        return receipt
+
+    async def enqueue_many(
+        self, task: Task[..., Any], calls: Iterable[Mapping[str, Any]], /
+    ) -> list[Receipt]:
+        """Run a task once for each set of arguments.
+
+        All arguments are validated before the first job is enqueued. An idempotency key holds for
+        each call by its place in the list.
+        """
+        return await self._enqueue(task, [((), call) for call in calls], numbered=True)
+
+    async def job(self, job_id: str, /) -> Job | None:
+        """Return the state of a job, or None if it is unknown or has expired."""
+        if not job_id.startswith(self._prefix):
+            return None
+        job = await self.read(lambda: self.store.job(job_id))
+        return job.for_owner() if job and self._prefix else job
+
+    async def abort(self, job_id: str, /) -> bool:
+        """Abort a job, deferred, queued or running; return False if there is no such job to abort.
+
+        A running job is cancelled by its worker within a second. A `def` task cannot be cancelled.
+        """
+        if not job_id.startswith(self._prefix):
+            return False
+        return await self.read(lambda: self.store.abort(job_id))
+
+    async def health(self) -> QueueHealth:
+        """Return the number of jobs, how long the oldest due one has waited, and living workers."""
+        await self.publish(self.publisher.check)
+
+        def look() -> tuple[int, float | None]:
+            return self.store.count(*UNFINISHED), self.store.oldest_due()
+
+        depth, oldest = await self.read(look)
+        return QueueHealth(
+            depth=depth,
+            oldest_seconds=None if oldest is None else max(0.0, time.time() - oldest),
+            workers=len(await self.living_workers()),
+        )
+
+    async def living_workers(self) -> list[str]:
+        """Return the workers that have shown a sign of life of late, each as its host and its id."""
+        seconds = LIFETIME * self.settings.health_interval
+        return await self.read(lambda: self.store.living_workers(seconds))
+
+    async def _enqueue(
+        self,
+        task: Task[..., Any],
+        calls: Sequence[tuple[tuple[Any, ...], Mapping[str, Any]]],
+        due_at: float = 0,
+        *,
+        numbered: bool = False,
+    ) -> list[Receipt]:
+        new = [
+            await self._new_job(task, call, due_at, f":{index}" if numbered else "")
+            for index, call in enumerate(calls)
+        ]
+        known = await self.submit(new)
+        for job, before in zip(new, known, strict=True):
+            if job.kind == "key" and before and before.arguments != job.arguments:
+                raise IdempotencyConflictError(job.id)
+        return [Receipt(j.id, created=before is None) for j, before in zip(new, known, strict=True)]
+
+    async def submit(self, new: Sequence[NewJob]) -> list[Known | None]:
+        """Store jobs, and publish those that are due."""
+        known = await self.publish(lambda: self.store.add(new))
+        now = time.time()
+        to_send = [
+            job
+            for job, before in zip(new, known, strict=True)
+            if (before.again if before else job.due_at <= now)
+        ]
+        results = await asyncio.gather(*map(self._send, to_send), return_exceptions=True)
+        failed = [each for each in results if isinstance(each, BaseException)]
+        if failed:
+            pairs = zip(to_send, results, strict=True)
+            unsent = [job.id for job, result in pairs if isinstance(result, BaseException)]
+            await self.read(lambda: self.store.withdraw(unsent))
+            raise failed[0]
+        return known
+
+    async def _send(self, job: NewJob) -> None:
+        while True:
+            try:
+                await self.publish(lambda: self.publisher.publish(job))
+            except QueueUnavailableError:
+                if not self._wait:
+                    raise
+            else:
+                return
+            await asyncio.sleep(PAUSE)
+
+    async def _new_job(
+        self,
+        task: Task[..., Any],
+        call: tuple[tuple[Any, ...], Mapping[str, Any]],
+        due_at: float,
+        index: str,
+    ) -> NewJob:
+        args, kwargs = call
+        arguments = task.arguments.encode(args, kwargs)
+        self.check_size(task, arguments)
+        job_id, kind = self.new_id(), ""
+        key = task.unique_key(*args, **kwargs)
+        if key is not None:
+            job_id, kind = await self._job_id(f"unique:{task.name}:{key}"), "unique"
+        elif self._key is not None:
+            job_id, kind = await self._job_id(f"key:{task.name}:{self._key}{index}"), "key"
+        return NewJob(job_id, task.name, task.queue, arguments.decode(), due_at, kind)
+
+    def check_size(self, task: Task[..., Any], arguments: bytes) -> None:
+        """Raise `PayloadTooLargeError` if the arguments take too many bytes."""
+        most = self.settings.max_payload
+        if len(arguments) > most:
+            raise PayloadTooLargeError(
+                f"{task.name}: {len(arguments)} bytes of arguments, {most} allowed"
+            )
+
+    def new_id(self) -> str:
+        """Return an id of this queue's owner."""
+        return self._prefix + uuid4().hex
+
+    async def _job_id(self, key: str) -> str:
+        """Return an id that is the same for the same key, and cannot be guessed from it."""
+        if self._secret is None:
+            self._secret = await self.read(self.store.secret)
+        text = f"{self._prefix}{key}"
+        digest = hmac.new(self._secret.encode(), text.encode(), "sha256").hexdigest()[:32]
+        return self._prefix + digest
+
+    async def publish(self, call: Callable[[], T]) -> T:
+        """Call what may wait for the broker, in one of a few threads."""
+        return await self._call(self._publishing, call)
+
+    async def read(self, call: Callable[[], T]) -> T:
+        """Call what may wait for the database, in one of a few threads."""
+        return await self._call(self._reading, call)
+
+    async def _call(self, threads: ThreadPoolExecutor, call: Callable[[], T]) -> T:
+        """Call in a thread; what has not begun in time is not begun at all."""
+        future = threads.submit(call)
+        try:
+            async with asyncio.timeout(None if self._wait else self.settings.enqueue_timeout):
+                return await asyncio.wrap_future(future)
+        except TimeoutError as error:
+            begun = not future.cancel()
+            raise QueueUnavailableError("no answer in time", maybe_enqueued=begun) from error
+        except SQLAlchemyError as error:
+            name = type(error).__name__
+            raise QueueUnavailableError(f"the database is not available: {name}") from error
+
+    def close(self) -> None:
+        """End the threads and close all connections."""
+        for threads in (self._publishing, self._reading):
+            threads.shutdown(cancel_futures=True)
+        self.publisher.close()
+        self.store.close()
+
+
+@asynccontextmanager
+async def open_queue(
+    settings: QueueSettings, *, app: Any = None, wait: bool = False
+) -> AsyncGenerator[TaskQueue]:
+    """Open the process's one queue. It connects when it is first used.
+
+    Args:
+        settings: The queue's settings.
+        app: The Celery app; of a worker, the one that runs.
+        wait: Wait while the broker is away, as a worker does, instead of raising
+            `QueueUnavailableError` after `ENQUEUE_TIMEOUT`, as the API does.
+    """
+    queue = TaskQueue(app or create_celery(settings, ()), settings, wait=wait)
+    try:
+        yield queue
+    finally:
+        with suppress(RuntimeError):
+            await asyncio.to_thread(queue.close)

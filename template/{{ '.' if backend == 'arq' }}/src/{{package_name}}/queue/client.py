@@ -157,7 +157,7 @@ class TaskQueue:
                     pipe.delete(JOB + job_id)
                     await pipe.execute()
 
-    async def chain(self, *steps: Step[Any]) -> str:
+    async def chain(self, *steps: Step[Any, Any]) -> str:
         """Run `a.s(x=1), b.s()` one after the other; each gets the result of the one before.
 
         Returns:
@@ -349,7 +349,7 @@ class TaskQueue:
                 f"{task.name}: {len(arguments)} bytes of arguments, {most} allowed"
             )
 
-    def _stored_step(self, step: Step[Any]) -> StoredStep:
+    def _stored_step(self, step: Step[Any, Any]) -> StoredStep:
         self._check_size(step.task, to_json(step.arguments))
         return StoredStep(
             job_id=self._new_id(),

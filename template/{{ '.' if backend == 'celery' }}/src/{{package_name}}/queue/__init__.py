@@ -14,7 +14,7 @@ from .errors import (
     QueueUnavailableError,
     Retry,
 )
-from .models import DeadJob, Job, JobContext, JobStatus, QueueHealth, Receipt
+from .models import DeadJob, Job, JobContext, JobStatus, QueueHealth, Receipt, Workflow
 from .retry import RetryPolicy
 from .settings import QueueSettings
 from .task import Step, Task, task
@@ -39,6 +39,7 @@ __all__ = [
     "Step",
     "Task",
     "TaskQueue",
+    "Workflow",
     "open_queue",
     "task",
 ]

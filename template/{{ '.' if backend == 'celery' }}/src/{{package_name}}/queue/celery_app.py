@@ -28,6 +28,16 @@ class QuietRedisBackend(RedisBackend):  # type: ignore[misc] # Celery has no typ
     def on_task_call(self, producer: Any, task_id: str) -> None:
         """Subscribe to nothing: `AsyncResult.get()` does when it is called."""
 
+    def add_pending_result(self, result: Any, weak: bool = False, **options: Any) -> Any:  # noqa: FBT001, FBT002 - Celery's
+        """Subscribe only for who waits for a result: a group has weak ones of its jobs."""
+        return result if weak else super().add_pending_result(result, **options)
+
+    def remove_pending_result(self, result: Any) -> Any:
+        """Unsubscribe only if there is a subscription."""
+        if not self.result_consumer.subscribed_to:
+            return result
+        return super().remove_pending_result(result)
+
 
 def create_celery(settings: QueueSettings, tasks: Iterable[Task[..., Any]]) -> Any:
     """Return a Celery app, to which `worker.py` adds what runs the tasks.

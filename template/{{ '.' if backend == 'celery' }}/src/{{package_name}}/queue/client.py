@@ -11,18 +11,21 @@ from datetime import datetime, timedelta
 from typing import Any, ParamSpec, Self, TypeVar
 from uuid import uuid4
 
+from pydantic_core import to_json
 from sqlalchemy.exc import SQLAlchemyError
 
 from .celery_app import create_celery
 from .dead import DeadJobs
 from .errors import IdempotencyConflictError, PayloadTooLargeError, QueueUnavailableError
-from .models import Job, QueueHealth, Receipt
+from .models import Job, QueueHealth, Receipt, Workflow
 from .publisher import Publisher
 from .settings import QueueSettings
 from .store import UNFINISHED, Known, NewJob, Store
-from .task import Task
+from .task import Step, Task
+from .workflows import Kind, Part, Workflows
 
 P = ParamSpec("P")
+R = TypeVar("R")
 T = TypeVar("T")
 THREADS = 4  # that publish, and as many that read
 PAUSE = 1  # seconds between two attempts of a worker to publish
@@ -50,6 +53,7 @@ class TaskQueue:
         self._publishing = ThreadPoolExecutor(THREADS, "publish")
         self._reading = ThreadPoolExecutor(THREADS, "read")
         self.dead = DeadJobs(self)
+        self._workflows = Workflows(app, self.publisher, self.store, settings)
         self._wait = wait
         self._secret: str | None = None
         self._key: str | None = None
@@ -109,6 +113,38 @@ class TaskQueue:
         each call by its place in the list.
         """
         return await self._enqueue(task, [((), call) for call in calls], numbered=True)
+
+    async def chain(self, *steps: Step[Any, Any]) -> str:
+        """Run `a.s(x=1), b.s()` one after the other; each gets the result of the one before.
+
+        Returns:
+            The id of the workflow, as below.
+
+        Raises:
+            ValueError: There is no step.
+            InvalidArgumentError: The first step lacks an argument.
+        """
+        return await self._start(Workflows.chain, steps)
+
+    async def group(self, *steps: Step[Any, Any]) -> str:
+        """Run `a.s(x=1), a.s(x=2)` at the same time."""
+        return await self._start(Workflows.group, steps)
+
+    async def chord(self, header: Sequence[Step[Any, R]], body: Step[list[R], Any]) -> str:
+        """Run the steps of a header at the same time, then the body with the list of their results.
+
+        A step of the header that fails ends the workflow.
+        """
+        return await self._start(Workflows.chord, header, body)
+
+    async def workflow(self, workflow_id: str, /) -> Workflow | None:
+        """Return the state of a workflow, or None if it is unknown or has expired."""
+        if not workflow_id.startswith(self._prefix):
+            return None
+        workflow = await self.read(lambda: self._workflows.state(workflow_id))
+        if workflow and self._prefix:
+            workflow.jobs = [job.for_owner() for job in workflow.jobs]
+        return workflow
 
     async def job(self, job_id: str, /) -> Job | None:
         """Return the state of a job, or None if it is unknown or has expired."""
@@ -209,6 +245,17 @@ class TaskQueue:
         elif self._key is not None:
             job_id, kind = await self._job_id(f"key:{task.name}:{self._key}{index}"), "key"
         return NewJob(job_id, task.name, task.queue, arguments.decode(), due_at, kind)
+
+    async def _start(
+        self, kind: Kind, steps: Sequence[Step[Any, Any]], *body: Step[Any, Any]
+    ) -> str:
+        for step in (*steps, *body):
+            self.check_size(step.task, to_json(step.arguments))
+        workflow_id = self.new_id()
+        parts = [Part(step, self.new_id()) for step in (*steps, *body)]
+        draft = kind(self._workflows, parts)
+        await self.publish(lambda: self._workflows.start(workflow_id, draft))
+        return workflow_id
 
     def check_size(self, task: Task[..., Any], arguments: bytes) -> None:
         """Raise `PayloadTooLargeError` if the arguments take too many bytes."""

@@ -284,6 +284,9 @@ class Store:
                 "status": JobStatus.IN_PROGRESS,
                 "started_at": now,
                 "attempts": row.attempts + 1,
+                "positional": new.positional,
+                "arguments": new.arguments,
+                "canvas": new.canvas,
             }
             if row.abort:
                 change = {"status": JobStatus.ABORTED, "finished_at": now}
@@ -475,6 +478,10 @@ class Store:
         }
         with self.writing() as connection:
             connection.execute(insert(workflows).values(row))
+
+    def jobs_of(self, job_ids: Sequence[str]) -> list[Job]:
+        """Return the states of those jobs that are known, in this order."""
+        return [job for job in map(self.job, job_ids) if job]
 
     def drop_workflow(self, workflow_id: str) -> None:
         """Forget a workflow that could not be published."""

@@ -23,20 +23,32 @@ register(SERIALIZER, json.dumps, json.loads, CONTENT_TYPE, "utf-8")
 
 
 class QuietRedisBackend(RedisBackend):  # type: ignore[misc] # Celery has no types
-    """Redis for results, to which nobody listens: Celery's own subscribes to every job it sends."""
+    """Redis for results, to which only those subscribe who wait for one with `get()`.
+
+    Celery's own subscribes to the result of every job that it sends, and reads none of them.
+    """
 
     def on_task_call(self, producer: Any, task_id: str) -> None:
-        """Subscribe to nothing: `AsyncResult.get()` does when it is called."""
+        """Do not subscribe."""
 
-    def add_pending_result(self, result: Any, weak: bool = False, **options: Any) -> Any:  # noqa: FBT001, FBT002 - Celery's
-        """Subscribe only for who waits for a result: a group has weak ones of its jobs."""
-        return result if weak else super().add_pending_result(result, **options)
+    def add_pending_result(self, result: Any, *_: Any, **__: Any) -> Any:
+        """Do not subscribe."""
+        return result
 
     def remove_pending_result(self, result: Any) -> Any:
-        """Unsubscribe only if there is a subscription."""
-        if not self.result_consumer.subscribed_to:
-            return result
-        return super().remove_pending_result(result)
+        """Unsubscribe, if there is a subscription."""
+        return super().remove_pending_result(result) if self.result_consumer.subscribed_to else result
+
+    def wait_for_pending(self, result: Any, **options: Any) -> Any:
+        """Subscribe, and wait for a result."""
+        super().add_pending_result(result)
+        return super().wait_for_pending(result, **options)
+
+    def iter_native(self, result: Any, **options: Any) -> Any:
+        """Subscribe, and wait for the results of a group."""
+        for each in result.results:
+            super().add_pending_result(each)
+        return super().iter_native(result, **options)
 
 
 def create_celery(settings: QueueSettings, tasks: Iterable[Task[..., Any]]) -> Any:

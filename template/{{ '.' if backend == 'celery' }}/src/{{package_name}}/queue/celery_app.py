@@ -7,8 +7,8 @@ from typing import Any
 from celery import Celery
 from celery.backends.redis import RedisBackend
 from celery.schedules import crontab
-from kombu import Queue
-from kombu.serialization import register
+from kombu import serialization
+from kombu.entity import Queue
 
 from .settings import QueueSettings
 from .task import RateLimit, Task
@@ -19,7 +19,7 @@ CONTENT_TYPE = "application/x-plain-json"
 CONSUMERS = 10  # connections of a worker's process, and of Flower's
 LONG = 30  # seconds
 
-register(SERIALIZER, json.dumps, json.loads, CONTENT_TYPE, "utf-8")
+serialization.register(SERIALIZER, json.dumps, json.loads, CONTENT_TYPE, "utf-8")
 
 
 class QuietRedisBackend(RedisBackend):  # type: ignore[misc] # Celery has no types
@@ -37,18 +37,21 @@ class QuietRedisBackend(RedisBackend):  # type: ignore[misc] # Celery has no typ
 
     def remove_pending_result(self, result: Any) -> Any:
         """Unsubscribe, if there is a subscription."""
-        return super().remove_pending_result(result) if self.result_consumer.subscribed_to else result
+        if not self.result_consumer.subscribed_to:
+            return result
+        return super().remove_pending_result(result)
 
-    def wait_for_pending(self, result: Any, **options: Any) -> Any:
+    def wait_for_pending(self, result: Any, *args: Any, **options: Any) -> Any:
         """Subscribe, and wait for a result."""
         super().add_pending_result(result)
-        return super().wait_for_pending(result, **options)
+        return super().wait_for_pending(result, *args, **options)
 
-    def iter_native(self, result: Any, **options: Any) -> Any:
+    def iter_native(self, result: Any, *args: Any, **options: Any) -> Any:
         """Subscribe, and wait for the results of a group."""
         for each in result.results:
             super().add_pending_result(each)
-        return super().iter_native(result, **options)
+        results: Any = super().iter_native(result, *args, **options)
+        return results
 
 
 def create_celery(settings: QueueSettings, tasks: Iterable[Task[..., Any]]) -> Any:

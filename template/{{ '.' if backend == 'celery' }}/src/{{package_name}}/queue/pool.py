@@ -11,6 +11,8 @@ from .attempt import Interruption
 class JobPool(TaskPool):  # type: ignore[misc] # Celery has no types
     """Threads that wait for jobs of one event loop, which starts and ends with them."""
 
+    app: Any
+
     def on_start(self) -> None:
         """Start the event loop, and open the resources."""
         self.app.set_default()  # for the threads

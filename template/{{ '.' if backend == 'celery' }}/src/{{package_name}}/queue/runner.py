@@ -186,7 +186,8 @@ class Runner:
             canvas=_canvas(celery_task, args, kwargs),
             positional=json.dumps(args),
         )
-        redelivered = bool((request.delivery_info or {}).get("redelivered"))
+        delivery: Any = request.delivery_info or {}
+        redelivered = bool(delivery.get("redelivered"))
         begun = self._persist(lambda: self._store.begin(job, redelivered=redelivered))
         if begun is None:
             raise exceptions.Ignore

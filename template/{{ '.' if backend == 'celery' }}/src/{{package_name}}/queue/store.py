@@ -61,6 +61,7 @@ jobs = Table(
     Column("canvas", Text),  # of a workflow's job: Celery's options of its message
     Column("status", String(20), nullable=False),
     Column("due_at", Float, nullable=False),
+    Column("leased_until", Float),  # by a process that publishes it
     Column("enqueued_at", Float, nullable=False),
     Column("started_at", Float),
     Column("finished_at", Float),
@@ -72,6 +73,7 @@ jobs = Table(
     Column("error_public", Boolean, nullable=False),
     Column("traceback", Text),
 )
+_free_at = func.coalesce(jobs.c.leased_until, jobs.c.due_at)
 by_status = Index("queue_jobs_by_status", jobs.c.status, jobs.c.due_at)
 by_end = Index("queue_jobs_by_end", jobs.c.finished_at)
 
@@ -206,6 +208,7 @@ class Store:
             "canvas": new.canvas,
             "status": JobStatus.DEFERRED if new.due_at > now else JobStatus.QUEUED,
             "due_at": max(new.due_at, now),
+            "leased_until": None,
             "enqueued_at": now,
             "started_at": None,
             "finished_at": None,
@@ -284,10 +287,10 @@ class Store:
                 "status": JobStatus.IN_PROGRESS,
                 "started_at": now,
                 "attempts": row.attempts + 1,
-                "positional": new.positional,
-                "arguments": new.arguments,
-                "canvas": new.canvas,
             }
+            if new.canvas is not None:  # the result of the step before is among its arguments
+                change |= {"positional": new.positional, "arguments": new.arguments}
+                change |= {"canvas": new.canvas}
             if row.abort:
                 change = {"status": JobStatus.ABORTED, "finished_at": now}
             connection.execute(update(jobs).where(jobs.c.id == new.id).values(change))
@@ -310,7 +313,8 @@ class Store:
 
     def defer(self, job_id: str, due_at: float, canvas: str | None) -> None:
         """Let a job run again later."""
-        self._change(job_id, status=JobStatus.DEFERRED, due_at=due_at, canvas=canvas)
+        values = {"status": JobStatus.DEFERRED, "due_at": due_at, "leased_until": None}
+        self._change(job_id, **values, canvas=canvas)
 
     def give_back(self, job_id: str) -> None:
         """Let another worker run a job whose attempt was cut short, which is no attempt."""
@@ -341,7 +345,7 @@ class Store:
     def due(self, most: int) -> list[NewJob]:
         """Take deferred jobs that are due, which are then this process's to publish."""
         now = time.time()
-        is_due = (jobs.c.status == JobStatus.DEFERRED, jobs.c.due_at <= now)
+        is_due = (jobs.c.status == JobStatus.DEFERRED, _free_at <= now)
         with self.reading() as connection:
             if connection.execute(select(jobs.c.id).where(*is_due).limit(1)).first() is None:
                 return []
@@ -350,22 +354,21 @@ class Store:
             rows = connection.execute(found.with_for_update(skip_locked=True)).all()
             ids = [row.id for row in rows]
             lease = update(jobs).where(jobs.c.id.in_(ids))
-            connection.execute(lease.values(due_at=now + PUBLISHING))
+            connection.execute(lease.values(leased_until=now + PUBLISHING))
         return [_new_job(row) for row in rows]
 
     def next_due(self) -> float | None:
         """Return when the next deferred job is due."""
         with self.reading() as connection:
-            first = select(func.min(jobs.c.due_at)).where(jobs.c.status == JobStatus.DEFERRED)
+            first = select(func.min(_free_at)).where(jobs.c.status == JobStatus.DEFERRED)
             moment: float | None = connection.execute(first).scalar()
             return moment
 
     def published(self, due: NewJob) -> None:
         """Mark a deferred job as queued; its message is on its way, or has arrived."""
         waiting = jobs.c.id == due.id, jobs.c.status == JobStatus.DEFERRED
-        values = {"status": JobStatus.QUEUED, "due_at": due.due_at}
         with self.writing() as connection:
-            connection.execute(update(jobs).where(*waiting).values(values))
+            connection.execute(update(jobs).where(*waiting).values(status=JobStatus.QUEUED))
 
     def dead_jobs(self, limit: int, offset: int) -> list[DeadJob]:
         """Return dead jobs, the newest first."""
@@ -389,7 +392,8 @@ class Store:
                 return None
             values = {
                 "status": JobStatus.DEFERRED,
-                "due_at": time.time() + PUBLISHING,
+                "due_at": time.time(),
+                "leased_until": time.time() + PUBLISHING,
                 "attempts": 0,
                 "abort": False,
                 "started_at": None,
@@ -400,9 +404,7 @@ class Store:
                 "traceback": None,
             }
             connection.execute(update(jobs).where(jobs.c.id == job_id).values(values))
-            job = _new_job(row)
-            job.due_at = time.time()
-            return job
+            return _new_job(row)
 
     def forget(self, job_id: str) -> bool:
         """Delete a dead job's row."""

@@ -35,7 +35,6 @@ from .errors import InvalidArgumentError
 from .retry import RetryPolicy
 
 P = ParamSpec("P")
-Q = ParamSpec("Q")
 R = TypeVar("R")
 A = TypeVar("A")
 A_contra = TypeVar("A_contra", contravariant=True)
@@ -135,7 +134,7 @@ class Task(Generic[P, R]):
         return await asyncio.to_thread(self.function, ctx, *args, **kwargs)
 
     @overload
-    def s(self: "Task[Concatenate[A, Q], R]", /) -> Step[A, R]: ...
+    def s(self: Callable[Concatenate[Any, A, ...], Awaitable[R]], /) -> Step[A, R]: ...
     @overload
     def s(self, /, *args: Any, **kwargs: Any) -> Step[Any, R]: ...
     def s(self: Any, /, *args: Any, **kwargs: Any) -> Step[Any, Any]:

@@ -50,8 +50,8 @@ class QuietRedisBackend(RedisBackend):  # type: ignore[misc] # Celery has no typ
         """Subscribe, and wait for the results of a group."""
         for each in result.results:
             super().add_pending_result(each)
-        results: Any = super().iter_native(result, *args, **options)
-        return results
+        base: Any = super()
+        return base.iter_native(result, *args, **options)
 
 
 def create_celery(settings: QueueSettings, tasks: Iterable[Task[..., Any]]) -> Any:
@@ -76,7 +76,6 @@ def create_celery(settings: QueueSettings, tasks: Iterable[Task[..., Any]]) -> A
         worker_concurrency=sum(settings.queues.values()),
         worker_prefetch_multiplier=1,
         worker_cancel_long_running_tasks_on_connection_loss=False,
-        worker_enable_remote_control=not url.startswith("sqs"),
         worker_hijack_root_logger=False,
         worker_send_task_events=False,
         worker_proc_alive_timeout=LONG,
@@ -124,13 +123,7 @@ def consumer_options(settings: QueueSettings) -> dict[str, Any]:
             "socket_keepalive": True,
             "health_check_interval": 10,
         }
-    if url.startswith("amqp"):
-        return {"confirm_publish": True}
-    return {
-        "visibility_timeout": settings.visibility_timeout,
-        "wait_time_seconds": 5,
-        "polling_interval": 0.1,
-    }
+    return {"confirm_publish": True}
 
 
 def publisher_options(settings: QueueSettings) -> dict[str, Any]:
@@ -138,11 +131,8 @@ def publisher_options(settings: QueueSettings) -> dict[str, Any]:
     url = settings.broker_url.get_secret_value()
     if url.startswith("redis"):
         return consumer_options(settings) | {"socket_timeout": 1, "socket_connect_timeout": 1}
-    if url.startswith("amqp"):
-        seconds = {"connect_timeout": 1, "read_timeout": 1, "write_timeout": 1}
-        return consumer_options(settings) | seconds | {"confirm_timeout": 1}
-    config = {"connect_timeout": 1, "read_timeout": 1, "retries": {"max_attempts": 0}}
-    return consumer_options(settings) | {"client-config": config}
+    seconds = {"read_timeout": 1, "write_timeout": 1, "confirm_timeout": 1}
+    return consumer_options(settings) | seconds
 
 
 def queue_arguments(url: str) -> dict[str, Any] | None:

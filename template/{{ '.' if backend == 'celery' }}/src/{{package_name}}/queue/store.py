@@ -224,20 +224,22 @@ class Store:
         if connection.execute(adding).rowcount:
             return None
         stored = _locked(connection, new.id)
-        if stored is None or self._is_free(stored, now):
+        if stored is None or self._is_free(stored, new.kind, now):
             connection.execute(delete(jobs).where(jobs.c.id == new.id))
             connection.execute(insert(jobs).values(row))
             return None
         waiting = stored.status == JobStatus.QUEUED and stored.attempts == 0
         return Known(stored.arguments, again=waiting and now > stored.enqueued_at + 5)
 
-    def _is_free(self, stored: Row[Any], now: float) -> bool:
-        """Return whether an id may be used again."""
+    def _is_free(self, stored: Row[Any], kind: str, now: float) -> bool:
+        """Return whether an id may be used again; that of a `unique` job which failed is at once."""
         if stored.status == WITHDRAWN:
             return True
         if stored.finished_at is None:
             return False
         failed = stored.status == JobStatus.FAILED
+        if failed and kind == "unique":
+            return True
         keep = self._settings.reuse_failed_key if failed else self._settings.keep_result
         return bool(now > stored.finished_at + keep)
 

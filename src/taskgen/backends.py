@@ -68,8 +68,8 @@ BACKENDS = (
         key="celery",
         name="Celery",
         generated=True,
-        async_native="The generated service's tasks are coroutines on one event loop per worker; Celery "
-        "itself has pools of processes, threads or greenlets.",
+        async_native="The generated service's tasks are coroutines, on one event loop per worker; "
+        "Celery itself has pools of processes, threads or greenlets.",
         broker="Redis, Valkey or RabbitMQ here; Celery knows more.",
         workflows="Chain, group and chord, with a route for their state.",
         monitoring="Flower, events, and exporters for Prometheus; job status by an API.",

@@ -128,11 +128,12 @@ def consumer_options(settings: QueueSettings) -> dict[str, Any]:
 
 def publisher_options(settings: QueueSettings) -> dict[str, Any]:
     """Return what connections need that must answer within a second."""
-    url = settings.broker_url.get_secret_value()
-    if url.startswith("redis"):
-        return consumer_options(settings) | {"socket_timeout": 1, "socket_connect_timeout": 1}
-    seconds = {"read_timeout": 1, "write_timeout": 1, "confirm_timeout": 1}
-    return consumer_options(settings) | seconds
+    at_once = {"max_retries": 1, "interval_start": 0, "interval_step": 0}
+    if settings.broker_url.get_secret_value().startswith("redis"):
+        seconds = {"socket_timeout": 1, "socket_connect_timeout": 1}
+    else:
+        seconds = {"read_timeout": 1, "write_timeout": 1, "confirm_timeout": 1}
+    return consumer_options(settings) | at_once | seconds
 
 
 def queue_arguments(url: str) -> dict[str, Any] | None:

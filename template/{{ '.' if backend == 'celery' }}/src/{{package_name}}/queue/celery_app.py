@@ -128,12 +128,11 @@ def consumer_options(settings: QueueSettings) -> dict[str, Any]:
 
 def publisher_options(settings: QueueSettings) -> dict[str, Any]:
     """Return what connections need that must answer within a second."""
-    at_once = {"max_retries": 1, "interval_start": 0, "interval_step": 0}
     if settings.broker_url.get_secret_value().startswith("redis"):
         seconds = {"socket_timeout": 1, "socket_connect_timeout": 1}
     else:
         seconds = {"read_timeout": 1, "write_timeout": 1, "confirm_timeout": 1}
-    return consumer_options(settings) | at_once | seconds
+    return consumer_options(settings) | seconds
 
 
 def queue_arguments(url: str) -> dict[str, Any] | None:

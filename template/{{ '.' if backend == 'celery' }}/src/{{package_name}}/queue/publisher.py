@@ -101,7 +101,7 @@ class Publisher:
             )
             self._own.connection = connection
             self._connections.append(connection)
-            connection.connect()
+            connection.ensure_connection(max_retries=1, interval_start=0)
             self._own.producer = self._app.amqp.Producer(connection.channel(), auto_declare=False)
         return self._own.producer
 

@@ -62,6 +62,7 @@ def create_celery(settings: QueueSettings, tasks: Iterable[Task[..., Any]]) -> A
     """
     tasks = list(tasks)
     _validate(tasks, settings)
+    settings.data_dir.mkdir(parents=True, exist_ok=True)  # of beat's schedule, and of SQLite
     url = settings.broker_url.get_secret_value()
     app: Any = Celery(settings.queue_name, set_as_current=False)
     default = settings.celery_queue("default")
@@ -95,6 +96,7 @@ def create_celery(settings: QueueSettings, tasks: Iterable[Task[..., Any]]) -> A
         task_track_started=False,
         result_backend=result_backend(settings),
         result_expires=settings.keep_result,
+        database_engine_options=_engine_options(settings),
         timezone=settings.timezone.key,
         enable_utc=True,
         beat_schedule_filename=str(settings.data_dir / "celerybeat-schedule"),
@@ -148,6 +150,12 @@ def result_backend(settings: QueueSettings) -> str:
     if url.startswith("redis"):
         return f"{__name__}:{QuietRedisBackend.__name__}+{url}"
     return f"db+{settings.sqlalchemy_url()}"
+
+
+def _engine_options(settings: QueueSettings) -> dict[str, Any]:
+    if settings.sqlalchemy_url().startswith("sqlite"):
+        return {"connect_args": {"timeout": LONG}}  # until another process has written
+    return {"pool_pre_ping": True}
 
 
 def celery_rate(limit: RateLimit | None) -> str | None:

@@ -208,11 +208,16 @@ class TaskQueue:
             for job, before in zip(new, known, strict=True)
             if (before.again if before else job.due_at <= now)
         ]
-        results = await asyncio.gather(*map(self._send, to_send), return_exceptions=True)
+        waiting, unsent = iter(to_send), {job.id for job in to_send}
+
+        async def send() -> None:  # one by one: each has its own time
+            for job in waiting:
+                await self._send(job)
+                unsent.discard(job.id)
+
+        results = await asyncio.gather(*(send() for _ in range(THREADS)), return_exceptions=True)
         failed = [each for each in results if isinstance(each, BaseException)]
         if failed:
-            pairs = zip(to_send, results, strict=True)
-            unsent = [job.id for job, result in pairs if isinstance(result, BaseException)]
             await self.read(lambda: self.store.withdraw(unsent))
             raise failed[0]
         return known

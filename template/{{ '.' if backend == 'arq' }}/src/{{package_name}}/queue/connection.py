@@ -77,6 +77,7 @@ class _Lean:
 
     async def can_read_destructive(self) -> bool:
         """Return whether the server has closed the connection: without waiting for a timeout."""
+        await asyncio.sleep(0)  # the event loop may not have looked since
         return bool(self._reader.at_eof())
 
 

@@ -5,6 +5,8 @@ Workers crash, and leases end. After every step, what Redis holds is compared wi
 """
 
 import json
+import socket
+from collections import Counter
 from collections.abc import Generator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,11 +33,14 @@ KEYS = ("key-1", "key-2", "key-3")
 LEASE = 3_600_000  # leases end when the test says so
 STORED = 86_400_000
 BYTES = 1_000_000
+MAX_FINISHED = 5
+TASKS = ("task", "other")  # that workers know
 # What may happen next; the more often an action is listed, the more often it does.
 ACTIONS = (
     *["claim", "finish"] * 5,
     *["take_over", "enqueue", "renew"] * 2,
     *["enqueue_key", "abort", "abort_as_arq", "requeue_dead", "crash", "leases_end", "time_passes"],
+    *["pause", "resume"],
 )
 
 
@@ -71,10 +76,13 @@ class Claim:
 
 @dataclass
 class Model:
-    """All jobs, and what the workers believe to hold."""
+    """All jobs, what workers believe to hold, which queues are paused, and what has finished."""
 
     jobs: dict[str, Job] = field(default_factory=dict[str, Job])
     claims: list[Claim] = field(default_factory=list[Claim])
+    paused: set[str] = field(default_factory=set[str])
+    figures: Counter[str] = field(default_factory=Counter[str])
+    finished: list[str] = field(default_factory=list[str])  # the newest first
 
 
 class Machine(RuleBasedStateMachine):
@@ -94,6 +102,7 @@ class Machine(RuleBasedStateMachine):
                 job = (queue, job_id, payload(job_id), "+0", "")
                 self.run("enqueue", SERVICE, 0, STORED, 60_000, *job)
                 self.model.jobs[job_id] = Job(queue)
+        self.redis.zadd("service:tasks", dict.fromkeys(TASKS, self.now()))
 
     def run(self, script: str, *arguments: object) -> Any:  # noqa: ANN401 - what a script returns
         """Run a script."""
@@ -145,7 +154,10 @@ class Machine(RuleBasedStateMachine):
     def abort(self, data: st.DataObject) -> None:
         """Abort a job in any state."""
         job_id, job = self.any_job(data)
-        reply = self.run("abort", SERVICE, job.queue, job_id, b"aborted", STORED, "", "")
+        task = data.draw(st.sampled_from([TASKS[0], "nonsense"]))
+        reply = self.run(
+            "abort", SERVICE, job.queue, job_id, b"aborted", STORED, "", "", task, MAX_FINISHED
+        )
         if job.state != "queued":
             assert reply == b"gone"
         elif job.leased:
@@ -154,6 +166,7 @@ class Machine(RuleBasedStateMachine):
         else:
             assert reply == b"waiting"
             self.end(job, "aborted")
+            self.count(job_id, f"{task if task in TASKS else '?'} aborted - -")
 
     def abort_as_arq(self, data: st.DataObject) -> None:
         """Abort a job as ARQ's client does: it is due at once, even if it runs."""
@@ -172,6 +185,8 @@ class Machine(RuleBasedStateMachine):
         again = b"" if forget else payload(job_id)
         reply = self.run("requeue_dead", SERVICE, job_id, job.queue, again, STORED, "", "")
         assert reply == (job.state == "dead")
+        if reply:
+            self.model.finished = [e for e in self.model.finished if e.split()[-1] != job_id]
         if reply and forget:
             job.state = "deleted"
         elif reply:
@@ -208,6 +223,7 @@ class Machine(RuleBasedStateMachine):
         for queue, raw_id, _, attempt, token, stored, problem in claimed:
             job = self.model.jobs[raw_id.decode()]
             assert job.state == "queued"
+            assert job.queue not in self.model.paused
             assert not job.leased, "claimed twice within a lease"
             assert (job.owner is not None) == bool(suspects), "suspects run apart from others"
             assert (queue.decode(), stored) == (job.queue, payload(raw_id.decode()))
@@ -246,13 +262,26 @@ class Machine(RuleBasedStateMachine):
         places = st.integers(0, len(self.model.claims) - 1)
         some = data.draw(st.lists(places, min_size=1, max_size=6, unique=True))
         claims = [self.model.claims[place] for place in some]
-        self.finish_claims(claims, kind, chain=data.draw(st.booleans()))
+        outcomes = [data.draw(st.tuples(*[st.integers(0, 2)] * 2)) for _ in claims]
+        self.finish_claims(claims, kind, outcomes, chain=data.draw(st.booleans()))
 
-    def finish_claims(self, claims: list[Claim], kind: str, *, chain: bool = False) -> None:
+    def finish_claims(
+        self,
+        claims: list[Claim],
+        kind: str,
+        buckets: list[tuple[int, int]],
+        *,
+        chain: bool = False,
+    ) -> None:
         """End attempts, and check which of them count."""
         arguments: list[object] = []
         following: list[str] = []
-        for each in claims:
+        groups: list[str] = []
+        for each, (took, waited) in zip(claims, buckets, strict=True):
+            status = "complete" if kind == "end" else "failed"
+            # The first is one that never began.
+            group = f"{TASKS[waited % 2]} {status} " + (f"{took} {waited}" if took else "- -")
+            groups.append(group if kind in {"end", "dead"} else "")
             queue = self.model.jobs[each.job_id].queue
             delay = STORED if kind == "retry" else 0
             keep = STORED if kind in {"end", "dead"} else delay
@@ -269,8 +298,9 @@ class Machine(RuleBasedStateMachine):
                     }
                 ).encode()
             arguments += [queue, each.job_id, each.token, kind, b"result", keep, step]
-        replies = self.run("finish", SERVICE, STORED, 1000, STORED, *arguments)
-        for each, reply, next_id in zip(claims, replies, following, strict=True):
+            arguments += [groups[-1], 10 * took, 20 * waited]
+        replies = self.run("finish", SERVICE, STORED, 1000, STORED, MAX_FINISHED, *arguments)
+        for each, reply, next_id, group in zip(claims, replies, following, groups, strict=True):
             job = self.model.jobs[each.job_id]
             assert reply == (job.owner == each.token), (kind, reply, each, job)
             self.model.claims.remove(each)
@@ -278,11 +308,35 @@ class Machine(RuleBasedStateMachine):
                 continue
             if kind in {"end", "dead"}:
                 self.end(job, "done" if kind == "end" else "dead")
+                self.count(each.job_id, group)
                 if chain and kind == "end":
                     self.model.jobs[next_id] = Job(QUEUES[1])
             else:
                 job.owner, job.leased = None, False
                 job.claims -= kind == "release"
+
+    def count(self, job_id: str, group: str) -> None:
+        """Note what the indexes must hold of a job that has finished."""
+        task, status, took, waited = group.split()
+        figures = self.model.figures
+        figures[f"{task}:{status}"] += 1
+        if took != "-":
+            figures[f"{task}:duration:{took}"] += 1
+            figures[f"{task}:duration:sum"] += 10 * int(took)
+            figures[f"{task}:wait:{waited}"] += 1
+            figures[f"{task}:wait:sum"] += 20 * int(waited)
+        self.model.finished = [f"{group} {job_id}", *self.model.finished][:MAX_FINISHED]
+
+    def pause(self, data: st.DataObject) -> None:
+        """Pause a queue."""
+        queue = data.draw(st.sampled_from(QUEUES))
+        self.redis.sadd("service:paused", queue)
+        self.model.paused.add(queue)
+
+    def resume(self, _data: st.DataObject) -> None:
+        """Resume all queues."""
+        self.redis.delete("service:paused")
+        self.model.paused.clear()
 
     def crash(self, data: st.DataObject) -> None:
         """Have a worker forget what it holds."""
@@ -364,12 +418,28 @@ class Machine(RuleBasedStateMachine):
             assert name in queued
             assert 0 <= int(self.redis.get(f"arq:retry:{name}")) <= jobs[name].claims
 
+    @invariant()
+    def what_finished_is_counted(self) -> None:
+        """Compare the indexes with the model."""
+        figures = self.redis.hgetall("service:figures")
+        counted = {name.decode(): int(value) for name, value in figures.items()}
+        assert counted == self.model.figures
+        finished = self.redis.lrange("service:finished", 0, -1)
+        assert sorted(each.decode() for each in finished) == sorted(self.model.finished)
+        for status in ("complete", "failed"):
+            in_minutes = sum(
+                int(self.redis.get(key)) for key in self.redis.keys(f"service:minute:*:{status}")
+            )
+            assert in_minutes == sum(self.model.figures[f"{task}:{status}"] for task in TASKS)
+
     def names(self, prefix: str) -> set[str]:
         """Return what follows a prefix in the names of keys."""
         return {key.decode().removeprefix(prefix) for key in self.redis.keys(f"{prefix}*")}
 
     def teardown(self) -> None:
         """Let a worker finish everything: no job may be out of its reach."""
+        self.redis.delete("service:paused")
+        self.model.paused.clear()
         for worker in WORKERS:
             self.forget(worker)
             self.end_leases(worker)
@@ -380,7 +450,7 @@ class Machine(RuleBasedStateMachine):
             for suspects in (0, 2):
                 claims = self.claim_jobs("last", (3, 3), suspects, idle=True)
                 if claims:
-                    self.finish_claims(claims, "end")
+                    self.finish_claims(claims, "end", [(1, 1)] * len(claims))
         self.nothing_is_lost_or_left()
         assert not [name for name, job in self.model.jobs.items() if job.state == "queued"]
 
@@ -393,7 +463,9 @@ def payload(job_id: str) -> bytes:
 @pytest.fixture
 def machine() -> Generator[type[Machine]]:
     """Connect the machine with a server of its own."""
-    with ValkeyServer() as server:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    with ValkeyServer(port=port) as server:
         Machine.redis = server.client()
         Machine.scripts = {
             path.stem: Machine.redis.register_script(path.read_text("utf-8"))

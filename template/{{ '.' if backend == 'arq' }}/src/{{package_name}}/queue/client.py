@@ -20,11 +20,13 @@ from .dead import DeadJobs
 from .documents import (
     ABORTED,
     STORED_MS,
+    UNKNOWN_TASK,
     ChainLink,
     StoredJob,
     StoredStep,
     job_document,
     job_from_result,
+    read_number,
     result_document,
     to_datetime,
 )
@@ -32,12 +34,12 @@ from .enqueueing import PAUSE, Enqueuer, NewJob
 from .errors import IdempotencyConflictError, PayloadTooLargeError, QueueUnavailableError
 from .keys import ATTEMPTS, IN_PROGRESS, JOB, RESULT, Keys
 from .models import Chain, Job, JobStatus, QueueHealth, Receipt
-from .settings import QueueSettings
+from .monitor import Monitor
+from .settings import LIFETIME, QueueSettings
 from .task import Step, Task
 
 P = ParamSpec("P")
 T = TypeVar("T")
-LIFETIME = 3  # health intervals without a sign of life until a worker counts as lost
 
 
 class TaskQueue:
@@ -62,6 +64,7 @@ class TaskQueue:
         self.settings = settings
         self.keys = Keys(settings.queue_name)
         self.dead = DeadJobs(redis, settings, timeout)
+        self.monitor = Monitor(redis, settings, self.dead, timeout)
         self._timeout = timeout
         self._enqueuer = Enqueuer(redis, settings)
         self._abort_script = Script(redis, "abort")
@@ -242,7 +245,7 @@ class TaskQueue:
             record = await self._read(job_id)
             if record.result is not None or record.due_ms is None:
                 return False
-            stored = record.stored or StoredJob(f="?", k={}, et=0)
+            stored = record.stored or StoredJob(f=UNKNOWN_TASK, k={}, et=0)
             document = result_document(
                 stored,
                 job_id=job_id,
@@ -261,6 +264,8 @@ class TaskQueue:
                 self.settings.keep_result * 1000,
                 chain,
                 value,
+                stored.f,
+                self.settings.max_finished,
             )
         return bool(state != b"gone")
 
@@ -393,7 +398,7 @@ class TaskQueue:
         )
         now_ms = now[0] * 1000 + now[1] // 1000
         lost = (holder or b"").startswith(b"lost:")
-        queue, attempts = self.keys.service, _number(attempts)
+        queue, attempts = self.keys.service, read_number(attempts)
         record = _Record(queue, result, token, attempts, score, now_ms, lost)
         with suppress(ValidationError):
             record.stored = StoredJob.model_validate_json(job or b"")
@@ -458,8 +463,4 @@ def _have_same_arguments(stored: bytes, document: bytes) -> bool:
 
 def _started_at(token: bytes) -> datetime | None:
     parts = token.split(b":")
-    return to_datetime(_number(parts[2])) if len(parts) > 2 else None  # noqa: PLR2004 - our form
-
-
-def _number(data: bytes | None) -> int:
-    return int(data[:15]) if data and data.isdigit() else 0
+    return to_datetime(read_number(parts[2])) if len(parts) > 2 else None  # noqa: PLR2004 - our form

@@ -1,6 +1,7 @@
 """Outcomes of attempts: what Redis is told of each, in one step with the end of its lease."""
 
 import logging
+from bisect import bisect_left
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ from .documents import (
     result_document,
 )
 from .keys import Keys
+from .monitoring import BOUNDS
 from .settings import QueueSettings
 
 logger = logging.getLogger(__name__)
@@ -36,6 +38,7 @@ class Held:
         token: What proves that the worker holds it.
         attempt: The number of the attempt.
         started_ms: When the attempt began, in milliseconds since 1970; 0 if it never did.
+        waited_ms: How long it was due before.
     """
 
     queue: str
@@ -43,6 +46,7 @@ class Held:
     token: bytes
     attempt: int
     started_ms: int
+    waited_ms: int = 0
 
     @property
     def job_id(self) -> str:
@@ -60,6 +64,9 @@ class Report:
         document: The result to store.
         milliseconds: How long the result is kept, or until the job is due again.
         chain: What becomes of the job's chain, as JSON.
+        group: What a job that ends is counted under: task, status, buckets of how long it took and
+            waited.
+        took_ms: How long its attempt took.
     """
 
     held: Held
@@ -67,6 +74,8 @@ class Report:
     document: bytes = b""
     milliseconds: int = 0
     chain: bytes = b""
+    group: str = ""
+    took_ms: int = 0
 
 
 class Reporter(Batcher[Report, None]):
@@ -87,6 +96,7 @@ class Reporter(Batcher[Report, None]):
             STORED_MS,
             settings.max_dead,
             settings.keep_dead * 1000,
+            settings.max_finished,
         )
 
     async def send(self, reports: list[Report]) -> list[Any]:
@@ -96,6 +106,7 @@ class Reporter(Batcher[Report, None]):
             held = each.held
             arguments += (held.queue, held.raw_id, held.token, each.kind, each.document)
             arguments += (each.milliseconds, each.chain)
+            arguments += (each.group, each.took_ms, held.waited_ms)
         replies: list[Any] = await self._script(*arguments)
         return replies
 
@@ -122,8 +133,14 @@ class Reporter(Batcher[Report, None]):
         return [None] * len(reports)
 
 
-def report_of(
-    held: Held, stored: StoredJob, outcome: Outcome, settings: QueueSettings, now_ms: int
+def report_of(  # noqa: PLR0913 - all that is known of an attempt
+    held: Held,
+    stored: StoredJob,
+    outcome: Outcome,
+    settings: QueueSettings,
+    *,
+    task: str,
+    now_ms: int,
 ) -> Report | None:
     """Return what Redis is told of an attempt; None if another worker holds the job."""
     name = f"job {held.job_id} ({stored.f})"
@@ -147,9 +164,9 @@ def report_of(
             logger.error("%s failed: %s\n%s", name, error, traceback)
         case Success(document):
             status, result = "complete", document
-    seconds = (now_ms - held.started_ms) / 1000 if held.started_ms else 0
+    took_ms = max(0, now_ms - held.started_ms) if held.started_ms else 0
     if status != "failed":
-        logger.info("%s %s in %.3f s", name, status, seconds)
+        logger.info("%s %s in %.3f s", name, status, took_ms / 1000)
     result = to_json(error) if error else result
     return Report(
         held,
@@ -165,7 +182,16 @@ def report_of(
         ),
         settings.keep_result * 1000,
         _chain(stored.c, status, result, Keys(settings.queue_name), now_ms) if stored.c else b"",
+        _group(task, status, held, took_ms),
+        took_ms,
     )
+
+
+def _group(task: str, status: str, held: Held, took_ms: int) -> str:
+    if not held.started_ms:
+        return f"{task} {status} - -"
+    took, waited = (bisect_left(BOUNDS, each / 1000) for each in (took_ms, held.waited_ms))
+    return f"{task} {status} {took} {waited}"
 
 
 def _chain(link: ChainLink, status: str, result: bytes, keys: Keys, now_ms: int) -> bytes:

@@ -120,6 +120,8 @@ local function look(queue, id, due)
   claim(queue, id, due, 0, true)
 end
 
+local function is_paused(queue) return redis.pcall('SISMEMBER', service .. ':paused', queue) == 1 end
+
 -- Claim suspects: several that were lost once, or a single one that was lost more often.
 local function claim_suspects()
   local held, lost_once, lost_again = redis.call('HGETALL', running), {}, nil
@@ -128,7 +130,7 @@ local function claim_suspects()
     if crashes and redis.call('PTTL', 'arq:in-progress:' .. held[i]) <= 0 then
       for q = 1, queues do
         local score = redis.call('ZSCORE', ARGV[6 + 2 * q], held[i])
-        if score then
+        if score and not is_paused(ARGV[6 + 2 * q]) then
           local suspect = {ARGV[6 + 2 * q], held[i], score, crashes, kind == 'counts'}
           if tonumber(crashes) == 1 then lost_once[#lost_once + 1] = suspect
           else lost_again = suspect end
@@ -156,6 +158,7 @@ end
 local function claim_due(queue, slots)
   local first = first_due(queue)
   if not first or first > now then return first end
+  if is_paused(queue) then return nil end
   if aborts == nil then prepare() end
   local filled = #claimed + slots
   for _ = 1, LOOKS do

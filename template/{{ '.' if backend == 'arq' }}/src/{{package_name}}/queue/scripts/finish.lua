@@ -1,12 +1,15 @@
 #!lua flags=allow-oom
 -- End attempts, each only if its worker still holds the job: a result that comes too late is dropped.
--- ARGV: service, how long jobs are stored, how many dead jobs are kept and how long; then for each
--- attempt: queue, id, token, kind, document, milliseconds, and '' or the chain as JSON: its id and
--- state, and the queue, id and payload of the next step. Kinds: 'end' (store the result), 'dead' (also among the dead jobs), 'retry'
--- (due again after the milliseconds), 'release' (due now, and not counted as an attempt).
--- Returns for each attempt 1, 0 where the job is held by another, or the text of an error.
+-- ARGV: service, how long jobs are stored, how many dead jobs are kept and how long, how many finished
+-- jobs are listed; then for each attempt: queue, id, token, kind, document, milliseconds; '' or the
+-- chain as JSON: its id and state, and the queue, id and payload of the next step; what a job that
+-- ends is counted under: task, status, and the histograms' buckets of how long it took and waited ('-':
+-- in none); and how long it took and waited. Kinds: 'end' (store the result), 'dead' (also among the
+-- dead jobs), 'retry' (due again after the milliseconds), 'release' (due now, and not counted as an
+-- attempt). Returns for each attempt 1, 0 where the job is held by another, or the text of an error.
 local service, stored, max_dead, keep_dead = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
-local running, dead = service .. ':running', service .. ':dead'
+local running, dead, finished = service .. ':running', service .. ':dead', service .. ':finished'
+local MINUTES_KEPT = 7200000
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local aborts = redis.call('TYPE', 'arq:abort').ok == 'zset'
@@ -67,10 +70,57 @@ local function finish(queue, id, token, kind, document, milliseconds)
   return 1
 end
 
+-- The indexes are written once for all jobs that end here: most of them are counted alike.
+local groups, listed = {}, {}
+
+local function count(id, group, took, waited)
+  local sums = groups[group] or {jobs = 0, took = 0, waited = 0}
+  groups[group] = sums
+  sums.jobs, sums.took, sums.waited = sums.jobs + 1, sums.took + took, sums.waited + waited
+  listed[#listed + 1] = group .. ' ' .. id
+end
+
+-- Run a command on an index. One of another type is nobody's, and is dropped.
+local function write(command, key, ...)
+  local reply = redis.pcall(command, key, ...)
+  if type(reply) ~= 'table' or not reply.err then return end
+  redis.call('DEL', key)
+  redis.call(command, key, ...)
+end
+
+local function write_indexes()
+  local fields, minute = {}, {complete = 0, failed = 0}
+  local function add(field, number) fields[field] = (fields[field] or 0) + number end
+  for group, sums in pairs(groups) do
+    local task, status, took, waited = group:match('^(%S+) (%S+) (%S+) (%S+)$')
+    add(task .. ':' .. status, sums.jobs)
+    if minute[status] then minute[status] = minute[status] + sums.jobs end
+    if took ~= '-' then
+      add(task .. ':duration:' .. took, sums.jobs)
+      add(task .. ':duration:sum', sums.took)
+      add(task .. ':wait:' .. waited, sums.jobs)
+      add(task .. ':wait:sum', sums.waited)
+    end
+  end
+  for field, number in pairs(fields) do write('HINCRBY', service .. ':figures', field, number) end
+  for status, number in pairs(minute) do
+    if number > 0 then
+      local key = service .. ':minute:' .. math.floor(now / 60000) .. ':' .. status
+      write('INCRBY', key, number)
+      redis.call('PEXPIRE', key, MINUTES_KEPT)
+    end
+  end
+  write('LPUSH', finished, unpack(listed))
+  redis.call('LTRIM', finished, 0, ARGV[5] - 1)
+end
+
 local replies = {}
-for i = 5, #ARGV, 7 do
+for i = 6, #ARGV, 10 do
   local ok, reply = pcall(finish, ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4],
     tonumber(ARGV[i + 5]))
+  if ok and reply == 1 and ARGV[i + 7] ~= '' then
+    count(ARGV[i + 1], ARGV[i + 7], ARGV[i + 8], ARGV[i + 9])
+  end
   if ok and reply == 1 and ARGV[i + 6] ~= '' then
     local moved, problem = pcall(move_chain, cjson.decode(ARGV[i + 6]))
     if not moved then ok, reply = false, problem end
@@ -78,4 +128,5 @@ for i = 5, #ARGV, 7 do
   if not ok then reply = type(reply) == 'table' and reply.err or tostring(reply) end
   replies[#replies + 1] = reply
 end
+if #listed > 0 then pcall(write_indexes) end
 return replies

@@ -13,6 +13,8 @@ local MINUTES_KEPT = 7200000
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local aborts = redis.call('TYPE', 'arq:abort').ok == 'zset'
+-- The jobs that end here, their keys, and those of each queue: removed at the end, all at once.
+local ended, keys, left = {}, {}, {}
 
 local function wake(queue)
   redis.call('LPUSH', queue .. ':wake', 1)
@@ -20,6 +22,7 @@ local function wake(queue)
 end
 
 local function held(id, token)
+  if ended[id] then return false end
   local read, holder = pcall(redis.call, 'GET', 'arq:in-progress:' .. id)
   if read and holder then return holder == token end
   -- The lease has ended. Nobody may have claimed the job since.
@@ -50,8 +53,8 @@ end
 
 local function finish(queue, id, token, kind, document, milliseconds)
   if not held(id, token) then return 0 end
-  redis.call('HDEL', running, id)
   if kind == 'retry' or kind == 'release' then
+    redis.call('HDEL', running, id)
     redis.call('DEL', 'arq:in-progress:' .. id)
     redis.call('ZADD', queue, 'XX', now + milliseconds, id)
     local expires = milliseconds + stored
@@ -62,8 +65,12 @@ local function finish(queue, id, token, kind, document, milliseconds)
     return 1
   end
   redis.call('SET', 'arq:result:' .. id, document, 'PX', milliseconds)
-  redis.call('DEL', 'arq:job:' .. id, 'arq:in-progress:' .. id, 'arq:retry:' .. id)
-  redis.call('ZREM', queue, id)
+  ended[id], ended[#ended + 1] = true, id
+  for _, kept in ipairs({'job', 'in-progress', 'retry'}) do
+    keys[#keys + 1] = 'arq:' .. kept .. ':' .. id
+  end
+  left[queue] = left[queue] or {}
+  table.insert(left[queue], id)
   -- An abort that came too late must not meet the next job of this id.
   if aborts then redis.call('ZREM', 'arq:abort', id) end
   if kind == 'dead' then pcall(bury, id, document) end
@@ -114,6 +121,12 @@ local function write_indexes()
   redis.call('LTRIM', finished, 0, ARGV[5] - 1)
 end
 
+local function remove_ended()
+  redis.pcall('HDEL', running, unpack(ended))
+  redis.call('DEL', unpack(keys))
+  for queue, ids in pairs(left) do redis.pcall('ZREM', queue, unpack(ids)) end
+end
+
 local replies = {}
 for i = 6, #ARGV, 10 do
   local ok, reply = pcall(finish, ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4],
@@ -128,5 +141,6 @@ for i = 6, #ARGV, 10 do
   if not ok then reply = type(reply) == 'table' and reply.err or tostring(reply) end
   replies[#replies + 1] = reply
 end
+if #ended > 0 then remove_ended() end
 if #listed > 0 then pcall(write_indexes) end
 return replies

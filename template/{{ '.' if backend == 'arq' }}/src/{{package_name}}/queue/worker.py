@@ -244,8 +244,9 @@ class Worker:
     def _start(self, claimed: list[Any], now_ms: int, *, suspects: bool) -> None:
         queue, raw_id, due_ms, attempt, token, payload, problem = claimed
         started_ms = 0 if problem == b"aborted" else now_ms
-        waited_ms = min(max(0, now_ms - float(due_ms)), STORED_MS)  # ARQ may have set any time
-        held = Held(queue.decode(), raw_id, token, attempt, started_ms, int(waited_ms))
+        late_ms = now_ms - float(due_ms)
+        waited_ms = int(late_ms) if 0 < late_ms < STORED_MS else 0  # ARQ's client may set any time
+        held = Held(queue.decode(), raw_id, token, attempt, started_ms, waited_ms)
         if (earlier := self._running.get(raw_id)) is not None:
             # Either its attempt has just ended, and the reply to its report is on its way, or it has
             # lost its lease and ignores its cancellation. Two at once are worse than a delay.
@@ -259,7 +260,7 @@ class Worker:
         self._running[raw_id] = running
         self._free[held.queue] -= 1
         self._leases.hold(running.lease)
-        late = (now_ms - float(due_ms)) / 1000 - self._settings.job_expires
+        late = late_ms / 1000 - self._settings.job_expires
         self._keep(self._run_job(running, payload, problem.decode(), late if attempt == 1 else 0))
 
     def _keep(self, work: Coroutine[Any, Any, None]) -> None:

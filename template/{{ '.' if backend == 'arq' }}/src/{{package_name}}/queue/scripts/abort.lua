@@ -20,6 +20,6 @@ if ARGV[6] ~= '' then redis.call('HSET', service .. ':chain:' .. ARGV[6], 'state
 local known = type(redis.pcall('ZSCORE', service .. ':tasks', ARGV[8])) == 'string'
 local task = known and ARGV[8] or '?'
 redis.pcall('HINCRBY', service .. ':figures', task .. ':aborted', 1)
-redis.pcall('LPUSH', service .. ':finished', task .. ' aborted - - ' .. id)
+redis.pcall('LPUSH', service .. ':finished', task .. ' aborted ' .. id)
 redis.pcall('LTRIM', service .. ':finished', 0, ARGV[9] - 1)
 return 'waiting'

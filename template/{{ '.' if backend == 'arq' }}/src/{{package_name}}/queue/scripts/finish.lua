@@ -2,14 +2,18 @@
 -- End attempts, each only if its worker still holds the job: a result that comes too late is dropped.
 -- ARGV: service, how long jobs are stored, how many dead jobs are kept and how long, how many finished
 -- jobs are listed; then for each attempt: queue, id, token, kind, document, milliseconds; '' or the
--- chain as JSON: its id and state, and the queue, id and payload of the next step; what a job that
--- ends is counted under: task, status, and the histograms' buckets of how long it took and waited ('-':
--- in none); and how long it took and waited. Kinds: 'end' (store the result), 'dead' (also among the
--- dead jobs), 'retry' (due again after the milliseconds), 'release' (due now, and not counted as an
--- attempt). Returns for each attempt 1, 0 where the job is held by another, or the text of an error.
+-- chain as JSON: its id and state, and the queue, id and payload of the next step; task and status of
+-- a job that ends; the milliseconds that it took (-1: it never began) and waited. Kinds: 'end' (store
+-- the result), 'dead' (also among the dead jobs), 'retry' (due again after the milliseconds), 'release'
+-- (due now, and not counted as an attempt).
+-- Returns for each attempt 1, 0 where the job is held by another, or the text of an error.
 local service, stored, max_dead, keep_dead = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
 local running, dead, finished = service .. ':running', service .. ':dead', service .. ':finished'
 local MINUTES_KEPT = 7200000
+-- Those of monitoring.py, in milliseconds.
+local BOUNDS = {
+  5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10000, 30000, 60000, 300000, 1800000,
+}
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local aborts = redis.call('TYPE', 'arq:abort').ok == 'zset'
@@ -77,13 +81,24 @@ local function finish(queue, id, token, kind, document, milliseconds)
   return 1
 end
 
--- The indexes are written once for all jobs that end here: most of them are counted alike.
+-- The indexes are written once for all jobs that end here.
 local groups, listed = {}, {}
 
+local function observe(histogram, milliseconds)
+  local bucket = 0
+  while milliseconds > (BOUNDS[bucket + 1] or math.huge) do bucket = bucket + 1 end
+  histogram[bucket] = (histogram[bucket] or 0) + 1
+  histogram.sum = (histogram.sum or 0) + milliseconds
+end
+
 local function count(id, group, took, waited)
-  local sums = groups[group] or {jobs = 0, took = 0, waited = 0}
+  local sums = groups[group] or {jobs = 0, duration = {}, wait = {}}
   groups[group] = sums
-  sums.jobs, sums.took, sums.waited = sums.jobs + 1, sums.took + took, sums.waited + waited
+  sums.jobs = sums.jobs + 1
+  if took >= 0 then
+    observe(sums.duration, took)
+    observe(sums.wait, waited)
+  end
   listed[#listed + 1] = group .. ' ' .. id
 end
 
@@ -96,25 +111,18 @@ local function write(command, key, ...)
 end
 
 local function write_indexes()
-  local fields, minute = {}, {complete = 0, failed = 0}
-  local function add(field, number) fields[field] = (fields[field] or 0) + number end
+  local figures, minute = service .. ':figures', service .. ':minute:' .. math.floor(now / 60000)
   for group, sums in pairs(groups) do
-    local task, status, took, waited = group:match('^(%S+) (%S+) (%S+) (%S+)$')
-    add(task .. ':' .. status, sums.jobs)
-    if minute[status] then minute[status] = minute[status] + sums.jobs end
-    if took ~= '-' then
-      add(task .. ':duration:' .. took, sums.jobs)
-      add(task .. ':duration:sum', sums.took)
-      add(task .. ':wait:' .. waited, sums.jobs)
-      add(task .. ':wait:sum', sums.waited)
+    local task, status = group:match('^(%S+) (%S+)$')
+    write('HINCRBY', figures, task .. ':' .. status, sums.jobs)
+    for _, name in ipairs({'duration', 'wait'}) do
+      for bucket, number in pairs(sums[name]) do
+        write('HINCRBY', figures, task .. ':' .. name .. ':' .. bucket, number)
+      end
     end
-  end
-  for field, number in pairs(fields) do write('HINCRBY', service .. ':figures', field, number) end
-  for status, number in pairs(minute) do
-    if number > 0 then
-      local key = service .. ':minute:' .. math.floor(now / 60000) .. ':' .. status
-      write('INCRBY', key, number)
-      redis.call('PEXPIRE', key, MINUTES_KEPT)
+    if status ~= 'aborted' then
+      write('INCRBY', minute .. ':' .. status, sums.jobs)
+      redis.call('PEXPIRE', minute .. ':' .. status, MINUTES_KEPT)
     end
   end
   write('LPUSH', finished, unpack(listed))
@@ -132,7 +140,7 @@ for i = 6, #ARGV, 10 do
   local ok, reply = pcall(finish, ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3], ARGV[i + 4],
     tonumber(ARGV[i + 5]))
   if ok and reply == 1 and ARGV[i + 7] ~= '' then
-    count(ARGV[i + 1], ARGV[i + 7], ARGV[i + 8], ARGV[i + 9])
+    count(ARGV[i + 1], ARGV[i + 7], tonumber(ARGV[i + 8]), tonumber(ARGV[i + 9]))
   end
   if ok and reply == 1 and ARGV[i + 6] ~= '' then
     local moved, problem = pcall(move_chain, cjson.decode(ARGV[i + 6]))

@@ -9,7 +9,7 @@ redis.call('DEL', service .. ':dead:' .. id)
 -- It is no finished job either: it runs again, or is to be forgotten.
 local listed = redis.pcall('LRANGE', service .. ':finished', 0, -1)
 for _, entry in ipairs(listed) do
-  if entry:match('^%S+ %S+ %S+ %S+ (.*)$') == id then
+  if entry:match('^%S+ %S+ (.*)$') == id then
     redis.call('LREM', service .. ':finished', 0, entry)
   end
 end

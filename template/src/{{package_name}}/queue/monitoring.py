@@ -91,6 +91,6 @@ class TaskFigures:
         wait: How long they waited from when they were due until their last attempt began.
     """
 
-    finished: dict[JobStatus, int] = field(default_factory=dict)
+    finished: dict[JobStatus, int] = field(default_factory=dict[JobStatus, int])
     duration: Histogram = field(default_factory=Histogram)
     wait: Histogram = field(default_factory=Histogram)

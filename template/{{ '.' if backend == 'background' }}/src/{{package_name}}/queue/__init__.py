@@ -15,7 +15,7 @@ from .errors import (
 )
 from .models import Job, JobContext, JobStatus, QueueHealth, Receipt
 from .monitor import Monitor
-from .monitoring import JobDetails, Overview, TaskFigures
+from .monitoring import JobDetails, ListedJob, Overview, TaskFigures
 from .retry import RetryPolicy
 from .runner import run_jobs_here
 from .settings import QueueSettings
@@ -29,6 +29,7 @@ __all__ = [
     "JobContext",
     "JobDetails",
     "JobStatus",
+    "ListedJob",
     "Monitor",
     "Overview",
     "PayloadTooLargeError",

@@ -6,13 +6,14 @@ import os
 import socket
 import time
 from collections import Counter
-from datetime import UTC, datetime
+from datetime import datetime
 
 from pydantic_core import from_json
 
-from .models import Job, JobStatus
+from .models import JobStatus
 from .monitoring import (
     JobDetails,
+    ListedJob,
     Overview,
     PeriodicTask,
     QueueState,
@@ -72,8 +73,8 @@ class Monitor:
         task: str | None = None,
         search: str = "",
         limit: int = 50,
-    ) -> list[Job]:
-        """Return jobs without their results: waiting ones by when they are due, others newest first.
+    ) -> list[ListedJob]:
+        """Return jobs: waiting ones by when they are due, others the newest first.
 
         Args:
             status: Only jobs in this state.
@@ -100,7 +101,9 @@ class Monitor:
             first = heapq.nsmallest(limit, found, key=lambda each: each.due)
         else:
             first = heapq.nlargest(limit, found, key=_last_event)
-        return [each.summarize() for each in first]
+        return [
+            ListedJob(**each.summarize().model_dump(), due_at=each.due_at) for each in first
+        ]
 
     async def details(self, job_id: str) -> JobDetails | None:
         """Return all that is known of a job, or None if it is unknown or was forgotten."""
@@ -112,7 +115,7 @@ class Monitor:
             arguments=from_json(record.arguments),
             traceback=record.traceback,
             queue=record.task.queue,
-            due_at=datetime.fromtimestamp(record.due, UTC),
+            due_at=record.due_at,
             dead=record.status is JobStatus.FAILED,
         )
 

@@ -69,6 +69,11 @@ class Record:
         deferred = self.status is JobStatus.QUEUED and self.due > time.time()
         return JobStatus.DEFERRED if deferred else self.status
 
+    @property
+    def due_at(self) -> datetime:
+        """When it may start."""
+        return datetime.fromtimestamp(self.due, UTC)
+
     def describe(self) -> Job:
         """Return the job as callers see it."""
         return self.summarize().model_copy(update={"result": from_json(self.result)})

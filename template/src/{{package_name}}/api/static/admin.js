@@ -41,12 +41,14 @@ async function act(action, targets) {
   acting = true;
   clearTimeout(timer);
   request.abort();
+  const signal = AbortSignal.timeout(30_000);
   const headers = { "Content-Type": "application/json" };
-  const body = JSON.stringify({ targets });
-  const [refused, problem] = await ask(action, { method: "POST", headers, body });
+  const options = { method: "POST", headers, body: JSON.stringify({ targets }), signal };
+  const [refused, problem] = await ask(action, options);
   const reasons = Object.values(refused ?? {});
   const done = `${targets.length - reasons.length} of ${targets.length}`;
   say(problem || `${action}: done for ${done}. ${reasons[0] ?? ""}`);
+  boxes().forEach((box) => Object.assign(box, { checked: false }));
   acting = false;
   refresh();
 }
@@ -131,7 +133,7 @@ function showOverview({ counts, dead, minutes, queues, workers, periodic, tasks 
   render($("counts"), STATUSES.map((status) => ["button", {
     ariaPressed: view.status === status, onclick: () => go({ status, limit: FILTERS.limit }),
   }, [
-    ["b", {}, status ? counts[status].toLocaleString("en") : "All"],
+    ["b", {}, status ? (counts[status] ?? 0).toLocaleString("en") : "All"],
     ["span", {}, status ? label(status) : "latest first"],
     ["small", {}, status === "failed" && dead ? ` ${dead} to retry` : ""],
   ]]));

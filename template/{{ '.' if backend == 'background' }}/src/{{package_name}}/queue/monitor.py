@@ -101,9 +101,7 @@ class Monitor:
             first = heapq.nsmallest(limit, found, key=lambda each: each.due)
         else:
             first = heapq.nlargest(limit, found, key=_last_event)
-        return [
-            ListedJob(**each.summarize().model_dump(), due_at=each.due_at) for each in first
-        ]
+        return [ListedJob(**each.summarize().model_dump(), due_at=each.due_at) for each in first]
 
     async def details(self, job_id: str) -> JobDetails | None:
         """Return all that is known of a job, or None if it is unknown or was forgotten."""

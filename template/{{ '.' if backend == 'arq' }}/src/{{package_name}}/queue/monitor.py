@@ -227,16 +227,17 @@ class Monitor:
             raise ValueError(f"QUEUES does not name {queue!r}")
         return self._indexes.queues[queue]
 
-    async def _read_queues(
-        self, now_ms: int, running: list[Entry]
-    ) -> tuple[list[QueueState], int]:
+    async def _read_queues(self, now_ms: int, running: list[Entry]) -> tuple[list[QueueState], int]:
         """Return the state of each queue, and how many jobs are due in all of them."""
         names, keys = [*self._indexes.queues], [*self._indexes.queues.values()]
         pauses, *replies = await self._indexes.ask(
             ("SMISMEMBER", self._keys.paused, *keys),
             *(("ZCARD", key) for key in keys),
             *(("ZCOUNT", key, "-inf", now_ms) for key in keys),
-            *(("ZRANGE", key, "-inf", now_ms, "BYSCORE", "LIMIT", 0, 1, "WITHSCORES") for key in keys),
+            *(
+                ("ZRANGE", key, "-inf", now_ms, "BYSCORE", "LIMIT", 0, 1, "WITHSCORES")
+                for key in keys
+            ),
         )
         sizes, due, first = (replies[i : i + len(keys)] for i in range(0, 3 * len(keys), len(keys)))
         queues: list[QueueState] = []
@@ -292,9 +293,7 @@ def _share(groups: list[list[T]], limit: int) -> list[list[T]]:
     return shared
 
 
-def _is_wanted(
-    entry: Entry, stored: StoredBeginning | None, task: str | None, search: str
-) -> bool:
+def _is_wanted(entry: Entry, stored: StoredBeginning | None, task: str | None, search: str) -> bool:
     function = stored.f if stored else entry.task
     if task not in (None, function, entry.task):
         return False

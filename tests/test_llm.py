@@ -11,7 +11,7 @@ from pytest_copie.plugin import Copie
 from test_services import assert_no_name_of_a_dependency_can_be_taken, generate, uv
 
 BACKGROUND = 'it does not go with the backend "background"'
-TRACES = (b"langgraph", b"langchain", b"llm", b"ticket", b"psycopg-pool")
+TRACES = (b"langgraph", b"langchain", b"llm_", b"ticket", b"psycopg-pool")
 
 
 @pytest.mark.parametrize(

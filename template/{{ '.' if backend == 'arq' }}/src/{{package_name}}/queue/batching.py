@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Generic, Protocol, TypeVar
 
 MOST_ITEMS = 1000
@@ -18,6 +18,20 @@ class HasDocument(Protocol):
 
 Item = TypeVar("Item", bound=HasDocument)
 Reply = TypeVar("Reply")
+
+
+def batches(items: Iterable[Item]) -> Iterator[list[Item]]:
+    """Cut items into batches, each of a bounded number and size."""
+    batch: list[Item] = []
+    size = 0
+    for item in items:
+        if len(batch) == MOST_ITEMS or size >= MOST_BYTES:
+            yield batch
+            batch, size = [], 0
+        batch.append(item)
+        size += len(item.document)
+    if batch:
+        yield batch
 
 
 class Batcher(Generic[Item, Reply]):

@@ -14,6 +14,8 @@ from .errors import (
     Retry,
 )
 from .models import Job, JobContext, JobStatus, QueueHealth, Receipt
+from .monitor import Monitor
+from .monitoring import JobDetails, ListedJob, Overview, TaskFigures
 from .retry import RetryPolicy
 from .runner import run_jobs_here
 from .settings import QueueSettings
@@ -25,7 +27,11 @@ __all__ = [
     "InvalidArgumentError",
     "Job",
     "JobContext",
+    "JobDetails",
     "JobStatus",
+    "ListedJob",
+    "Monitor",
+    "Overview",
     "PayloadTooLargeError",
     "QueueError",
     "QueueHealth",
@@ -36,6 +42,7 @@ __all__ = [
     "RetryPolicy",
     "Step",
     "Task",
+    "TaskFigures",
     "TaskQueue",
     "open_queue",
     "run_jobs_here",

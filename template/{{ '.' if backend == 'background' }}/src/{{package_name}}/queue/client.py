@@ -14,16 +14,17 @@ from uuid import uuid4
 
 from fastapi import BackgroundTasks
 
-from .attempt import Interruption
+from .attempt import Failure, Interruption
 from .errors import IdempotencyConflictError, PayloadTooLargeError
 from .models import Job, JobStatus, QueueHealth, Receipt
+from .monitor import Monitor
 from .settings import QueueSettings
 from .table import JobTable, Record
 from .task import Task
 from .waiting import Waiting
 
 P = ParamSpec("P")
-ABORTED = "CancelledError"  # the error of an aborted job
+ABORTED = Failure("CancelledError", "", public=True)  # the error of an aborted job
 PERIODIC = "cron:"  # how the ids of periodic jobs begin
 
 
@@ -35,12 +36,16 @@ class TaskQueue:
 
     Args:
         settings: The queue's settings.
+
+    Attributes:
+        monitor: For operators, the jobs of all owners.
     """
 
     def __init__(self, settings: QueueSettings) -> None:
         self.settings = settings
         self.table = JobTable(settings)
         self.waiting = Waiting()
+        self.monitor = Monitor(settings, self.table, self.waiting)
         self._secret = secrets.token_bytes()
         self._background_tasks: BackgroundTasks | None = None
         self._key: str | None = None
@@ -117,6 +122,7 @@ class TaskQueue:
         """Enqueue the next run of a periodic task, once however often this is called."""
         if task.cron is None:
             raise TypeError(f"{task.name} has no cron schedule")
+        self.waiting.schedules[task.name] = task.cron
         due = task.cron.next_after(now).timestamp()
         self.submit(Record(f"{PERIODIC}{task.name}:{due:.0f}", task, b"{}", due))
 
@@ -140,7 +146,7 @@ class TaskQueue:
             record.attempt.interrupt(Interruption.ABORT)
         else:
             self.waiting.remove(record)
-            self.table.finish(record, JobStatus.ABORTED, error=ABORTED)
+            self.table.finish(record, JobStatus.ABORTED, failure=ABORTED)
         return True
 
     async def health(self) -> QueueHealth:
@@ -149,11 +155,10 @@ class TaskQueue:
         This process is the one worker.
         """
         oldest = self.waiting.oldest_due()
-        runner = self.waiting.runner
         return QueueHealth(
             depth=len(self.table.unfinished()),
             oldest_seconds=None if oldest is None else max(0.0, time.time() - oldest),
-            workers=int(runner is not None and not runner.done()),
+            workers=int(self.waiting.has_runner()),
         )
 
     def submit(self, *records: Record) -> list[Receipt]:

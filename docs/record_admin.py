@@ -94,8 +94,8 @@ async def main():
         for order in range(4711, 4731):
             await queue.enqueue(send_invoice, order_id=order)
         for order in (4713, 4720):
-            await queue.enqueue(charge_card, order_id=order, cents=1999)
-        await queue.enqueue(sync_contacts, account="north")
+            await queue.enqueue_in(timedelta(seconds=1), charge_card, order_id=order, cents=1999)
+        await queue.enqueue_in(timedelta(seconds=1), sync_contacts, account="north")
         await queue.enqueue(import_orders, shop="Lisbon", pages=600)
         for image in range(3):
             await queue.enqueue(resize_image, image_id=image, width=800)

@@ -24,11 +24,9 @@ OTHER = "other"  # what strangers make up gets no series of its own
 UNFINISHED = JobStatus.DEFERRED, JobStatus.QUEUED, JobStatus.IN_PROGRESS
 BUCKETS = [*(str(float(bound)) for bound in BOUNDS), "+Inf"]
 
-prometheus.disable_created_metrics()  # one more series for each, which no query needs
+prometheus.disable_created_metrics()  # type: ignore[no-untyped-call] - series that nobody needs
 logger = logging.getLogger(__name__)
-router = APIRouter(
-    tags=["metrics"], dependencies=[Depends(require_admin)], responses=PROBLEM_RESPONSES
-)
+router = APIRouter(dependencies=[Depends(require_admin)], responses=PROBLEM_RESPONSES)
 
 
 def add_metrics(app: FastAPI) -> None:
@@ -38,7 +36,7 @@ def add_metrics(app: FastAPI) -> None:
     app.include_router(router)
 
 
-@router.get("/metrics", response_class=PlainTextResponse)
+@router.get("/metrics", response_class=PlainTextResponse, tags=["metrics"])
 async def get_metrics(request: Request, queue: ServiceQueue) -> Response:
     """Return all metrics; while the queue cannot be reached, those of requests alone."""
     metrics = prometheus.generate_latest(request.app.state.metrics)
@@ -59,12 +57,10 @@ class _Jobs:
 
     def collect(self) -> Iterator[prometheus.Metric]:
         finished = CounterMetricFamily("jobs", "Finished jobs.", labels=["task", "status"])
-        durations = HistogramMetricFamily(
-            "job_duration_seconds", "Duration of their last attempt.", labels=["task"]
-        )
-        waits = HistogramMetricFamily(
-            "job_wait_seconds", "Wait from when they were due to that attempt.", labels=["task"]
-        )
+        name, about = "job_duration_seconds", "Time that the last attempts of finished jobs took."
+        durations = HistogramMetricFamily(name, about, labels=["task"])
+        name, about = "job_wait_seconds", "Time from when these jobs were due to those attempts."
+        waits = HistogramMetricFamily(name, about, labels=["task"])
         for task, figures in self.figures.items():
             for status, number in figures.finished.items():
                 finished.add_metric([task, status], number)
@@ -86,10 +82,14 @@ class _CountRequests:
 
     def __init__(self, app: ASGIApp, api: FastAPI) -> None:
         self._app, self._api = app, api
-        name, labels, registry = "http_requests", ["method", "route"], api.state.metrics
-        self._requests = prometheus.Counter(name, "Requests.", [*labels, "status"], registry=registry)
-        name, about = "http_request_duration_seconds", "Duration until the response has been sent."
-        self._durations = prometheus.Histogram(name, about, labels, registry=registry, buckets=BOUNDS)
+        labels = ["method", "route"]
+        self._requests = prometheus.Counter(
+            "http_requests", "Requests.", [*labels, "status"], registry=api.state.metrics
+        )
+        name, about = "http_request_duration_seconds", "Time until the response was sent."
+        self._durations = prometheus.Histogram(
+            name, about, labels, registry=api.state.metrics, buckets=BOUNDS
+        )
 
     @cached_property
     def _paths(self) -> dict[object, str | None]:

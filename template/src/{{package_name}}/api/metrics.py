@@ -24,7 +24,7 @@ OTHER = "other"  # what strangers make up gets no series of its own
 UNFINISHED = JobStatus.DEFERRED, JobStatus.QUEUED, JobStatus.IN_PROGRESS
 BUCKETS = [*(str(float(bound)) for bound in BOUNDS), "+Inf"]
 
-prometheus.disable_created_metrics()  # type: ignore[no-untyped-call] - series that nobody needs
+prometheus.disable_created_metrics()  # type: ignore[no-untyped-call]  # "_created"
 logger = logging.getLogger(__name__)
 router = APIRouter(dependencies=[Depends(require_admin)], responses=PROBLEM_RESPONSES)
 

@@ -16,13 +16,14 @@ from .errors import (
 )
 from .models import Chain, DeadJob, Job, JobContext, JobStatus, QueueHealth, Receipt
 from .monitor import Monitor
-from .monitoring import JobDetails, Overview, TaskFigures
+from .monitoring import BOUNDS, JobDetails, Overview, TaskFigures
 from .retry import RetryPolicy
 from .settings import QueueSettings
 from .task import Step, Task, task
 from .worker import Worker
 
 __all__ = [
+    "BOUNDS",
     "Chain",
     "DeadJob",
     "DeadJobs",

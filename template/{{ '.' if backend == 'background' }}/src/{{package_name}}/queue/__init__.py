@@ -15,13 +15,14 @@ from .errors import (
 )
 from .models import Job, JobContext, JobStatus, QueueHealth, Receipt
 from .monitor import Monitor
-from .monitoring import JobDetails, ListedJob, Overview, TaskFigures
+from .monitoring import BOUNDS, JobDetails, ListedJob, Overview, TaskFigures
 from .retry import RetryPolicy
 from .runner import run_jobs_here
 from .settings import QueueSettings
 from .task import Step, Task, task
 
 __all__ = [
+    "BOUNDS",
     "Discard",
     "IdempotencyConflictError",
     "InvalidArgumentError",

@@ -35,7 +35,7 @@ BACKENDS = ("arq", "background")
 ADMIN_TOKEN = "token-of-the-operator-of-these-tests"  # noqa: S105
 API_KEY = "key-of-the-client-of-these-tests-"
 PHONE: ViewportSize = {"width": 360, "height": 740}
-HOSTILE = '<img src=x onerror="document.title=\'owned\'"></pre><script>alert(1)</script>'
+HOSTILE = "<img src=x onerror=\"document.title='owned'\"></pre><script>alert(1)</script>"
 TASKS = '''
 import asyncio
 import os
@@ -85,7 +85,7 @@ from .tested import TESTED
 
 TASKS += TESTED
 """
-APP = '''
+APP = """
 from datetime import timedelta
 from typing import Any
 
@@ -101,7 +101,7 @@ async def enqueue(name: str, calls: list[dict[str, Any]], delay: float = 0) -> l
     queue = app.state.resources.queue
     later = timedelta(seconds=delay)
     return [(await queue.enqueue_in(later, task, **call)).job_id for call in calls]
-'''
+"""
 
 
 def free_port() -> int:
@@ -219,7 +219,7 @@ def browser() -> Generator[Browser]:
 
 
 @contextmanager
-def opened(browser: Browser, password: str | None = ADMIN_TOKEN, **options: Any) -> Iterator[Page]:
+def opened(browser: Browser, password: str | None = ADMIN_TOKEN, **options: Any) -> Iterator[Page]:  # noqa: ANN401
     """Open a page that must not write to the console, raise an error or violate its policy."""
     if password:
         options["http_credentials"] = {"username": "admin", "password": password}
@@ -293,7 +293,8 @@ def test_a_job_is_opened_and_closed(page: Page, service: Service) -> None:
     details = page.get_by_role("dialog")
     row(page, job_id).get_by_role("link").click()
     expect(details).to_be_visible()
-    for text in (job_id, "failed", "default", "Discard: opened", "raise Discard", '"word": "opened"'):
+    error = "Discard: opened", "raise Discard"
+    for text in (job_id, "failed", "default", *error, '"word": "opened"'):
         expect(details).to_contain_text(text)
     page.reload()
     expect(details).to_contain_text("raise Discard")
@@ -695,7 +696,7 @@ def test_text_is_legible_by_day_and_by_night(browser: Browser, service: Service)
     assert len(grounds) == 2
 
 
-# Texts whose contrast with what is behind them is less than WCAG's 4.5; disabled buttons may have less.
+# Texts whose contrast with what is behind them is less than WCAG's 4.5, disabled buttons aside.
 FAINT = """(() => {
   const parse = (color) => color.match(/[\\d.]+/g).map(Number);
   const light = (color) => parse(color).slice(0, 3).map((part) => part / 255)
@@ -706,7 +707,7 @@ FAINT = """(() => {
     return parse(color)[3] === 0 && node.parentElement ? ground(node.parentElement) : color;
   };
   return [...document.querySelectorAll("body *")]
-    .filter((node) => [...node.childNodes].some((child) => child.nodeType === 3 && child.data.trim()))
+    .filter((node) => [...node.childNodes].some((each) => each.nodeType === 3 && each.data.trim()))
     .filter((node) => !node.disabled && node.checkVisibility())
     .map((node) => [light(getComputedStyle(node).color), light(ground(node)), node.textContent])
     .map(([one, two, text]) => [(Math.max(one, two) + 0.05) / (Math.min(one, two) + 0.05), text])

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from contextlib import ExitStack, contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -21,8 +21,10 @@ from playwright.sync_api import (
     Browser,
     Dialog,
     Error,
+    HttpCredentials,
     Locator,
     Page,
+    Response,
     ViewportSize,
     expect,
     sync_playwright,
@@ -146,7 +148,7 @@ class Service:
 
     def start(self, program: str, *arguments: str) -> subprocess.Popen[bytes]:
         """Start a program of the service, which ends with these tests."""
-        command = [self._home / ".venv/bin" / program, *arguments]
+        command = [str(self._home / ".venv/bin" / program), *arguments]
         process = subprocess.Popen(command, cwd=self._home, env=self._environment)
         self._processes.callback(process.wait)
         self._processes.callback(process.kill)
@@ -154,7 +156,7 @@ class Service:
 
     def enqueue(self, task: str, *calls: dict[str, Any], delay: float = 0) -> list[str]:
         """Enqueue a job for each set of arguments; return the ids."""
-        options = {"name": task, "delay": delay}
+        options: dict[str, str | float] = {"name": task, "delay": delay}
         answer = self.client.post("/tested", json=calls, params=options)
         ids: list[str] = answer.raise_for_status().json()
         return ids
@@ -162,7 +164,8 @@ class Service:
     def status(self, job_id: str) -> str | None:
         """Return a job's status."""
         state = self.client.get("/admin/state", params={"job": job_id}).raise_for_status().json()
-        return state["job"] and state["job"]["status"]
+        status: str | None = state["job"] and state["job"]["status"]
+        return status
 
     def is_dead(self, job_id: str) -> bool:
         """Return whether a job can be retried and deleted."""
@@ -218,11 +221,16 @@ def browser() -> Generator[Browser]:
         yield browser
 
 
+def log_in(password: str) -> HttpCredentials:
+    """Return what the browser sends where it is asked who is there."""
+    return {"username": "admin", "password": password}
+
+
 @contextmanager
-def opened(browser: Browser, password: str | None = ADMIN_TOKEN, **options: Any) -> Iterator[Page]:  # noqa: ANN401
+def opened(browser: Browser, password: str | None = ADMIN_TOKEN, **options: Any) -> Generator[Page]:  # noqa: ANN401
     """Open a page that must not write to the console, raise an error or violate its policy."""
     if password:
-        options["http_credentials"] = {"username": "admin", "password": password}
+        options["http_credentials"] = log_in(password)
     with browser.new_context(**options) as context:
         page = context.new_page()
         problems: list[str] = []
@@ -566,9 +574,7 @@ def test_the_page_is_live_while_it_is_visible(page: Page, service: Service) -> N
 def test_the_page_says_that_the_service_is_away_and_goes_on(
     browser: Browser, service: Service
 ) -> None:
-    with browser.new_context(
-        http_credentials={"username": "admin", "password": ADMIN_TOKEN}
-    ) as context:
+    with browser.new_context(http_credentials=log_in(ADMIN_TOKEN)) as context:
         page = context.new_page()
         show(page, service)
         alert = page.get_by_role("alert").first
@@ -587,15 +593,15 @@ def test_the_page_says_that_the_service_is_away_and_goes_on(
 
 def test_strangers_see_nothing(browser: Browser, service: Service) -> None:
     for password in (None, API_KEY, "wrong"):
-        login = {"http_credentials": {"username": "admin", "password": password}}
-        with browser.new_context(**login if password else {}) as context:
+        login = log_in(password) if password else None
+        with browser.new_context(http_credentials=login) as context:
             page = context.new_page()
-            answers: list[int] = []
-            page.on("response", lambda answer, to=answers: to.append(answer.status))
+            answers: list[Response] = []
+            page.on("response", answers.append)
             for path in ("", "admin.js", "state"):
                 with suppress(Error):
                     page.goto(service.page + path)
-            assert set(answers) == {401}
+            assert {answer.status for answer in answers} == {401}
 
 
 def test_the_password_may_be_in_the_address(browser: Browser, service: Service) -> None:
@@ -606,7 +612,7 @@ def test_the_password_may_be_in_the_address(browser: Browser, service: Service) 
 
 
 @contextmanager
-def another_site(content: str) -> Iterator[str]:
+def another_site(content: str) -> Generator[str]:
     """Serve a page on another site than the service's."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -616,7 +622,7 @@ def another_site(content: str) -> Iterator[str]:
             self.end_headers()
             self.wfile.write(content.encode())
 
-        def log_message(self, *_: object) -> None:
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
             """Write nothing."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
@@ -638,7 +644,7 @@ def test_another_site_changes_nothing(browser: Browser, service: Service) -> Non
             fetch("{service.page}abort", {{method: "POST", mode: "no-cors", credentials: "include",
               headers: {{"Content-Type": type}}, body: {body!r}}});
         </script>"""
-    login = {"username": "admin", "password": ADMIN_TOKEN}
+    login = log_in(ADMIN_TOKEN)
     with another_site(content) as site, browser.new_context(http_credentials=login) as context:
         page = context.new_page()
         show(page, service)
@@ -658,7 +664,7 @@ def test_another_site_changes_nothing(browser: Browser, service: Service) -> Non
 
 def test_another_site_frames_nothing(browser: Browser, service: Service) -> None:
     content = f'<iframe src="{service.page}"></iframe>'
-    login = {"username": "admin", "password": ADMIN_TOKEN}
+    login = log_in(ADMIN_TOKEN)
     with another_site(content) as site, browser.new_context(http_credentials=login) as context:
         page = context.new_page()
         with page.expect_console_message(lambda message: "frame-ancestors" in message.text):

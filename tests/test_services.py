@@ -26,6 +26,7 @@ BACKENDS = ("arq", "background")
 OWNERS_STATEMENTS = 1300  # what the owner reads first: all but the queue and the tests
 QUEUES_STATEMENTS = 2300
 LUAS_LINES = 420
+PICTURES_BYTES = 150_000
 PAGES_LINES = 500  # of the jobs page: its module, its file and its script
 EVERY_COMBINATION = [
     {"backend": backend, "examples": examples, "docker": docker, "ci": ci}
@@ -211,6 +212,12 @@ def test_the_jobs_page_can_be_read_in_one_sitting(copie: Copie) -> None:
     page = [api / "admin.py", *(api / "static").iterdir()]
     assert {path.name for path in page} == {"admin.py", "admin.html", "admin.js"}
     assert lines(page) <= PAGES_LINES
+
+
+def test_the_picture_of_the_jobs_page_is_copied_as_it_is(copie: Copie) -> None:
+    picture = (CHECKOUT / "docs" / "admin.png").read_bytes()
+    assert len(picture) < PICTURES_BYTES
+    assert (generate(copie) / "docs" / "admin.png").read_bytes() == picture
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -5,7 +5,7 @@ import inspect
 import logging
 from collections import deque
 from concurrent.futures import Executor
-from contextvars import ContextVar, copy_context
+from contextvars import copy_context
 from dataclasses import dataclass
 from enum import Enum
 from traceback import TracebackException
@@ -26,21 +26,6 @@ LONGEST_MESSAGE = 2_000  # characters
 LONGEST_TRACEBACK = 20_000  # characters
 
 _left_behind: set[Any] = set()
-_current: "ContextVar[CurrentJob | None]" = ContextVar("current_job", default=None)
-
-
-@dataclass(frozen=True, slots=True)
-class CurrentJob:
-    """The job that the caller runs in, as the log names it."""
-
-    job_id: str
-    task: str
-    attempt: int
-
-
-def current_job() -> CurrentJob | None:
-    """Return the job in whose task this is called, also from a thread; None outside of tasks."""
-    return _current.get()
 
 
 class Interruption(Enum):
@@ -141,8 +126,6 @@ class Attempt:
         Returns:
             The outcome. Whatever the function raises is part of it.
         """
-        context = self._context
-        _current.set(CurrentJob(context.job_id, self._task.name, context.attempt))
         try:
             args, kwargs = self._task.arguments.decode(positional, named)
             result = await self._call(args, kwargs)

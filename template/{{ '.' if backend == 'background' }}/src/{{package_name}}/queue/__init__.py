@@ -3,7 +3,6 @@
 README.md in this folder tells how it works.
 """
 
-from .attempt import CurrentJob, current_job
 from .client import TaskQueue, open_queue
 from .errors import (
     Discard,
@@ -24,7 +23,6 @@ from .task import Step, Task, task
 
 __all__ = [
     "BOUNDS",
-    "CurrentJob",
     "Discard",
     "IdempotencyConflictError",
     "InvalidArgumentError",
@@ -47,7 +45,6 @@ __all__ = [
     "Task",
     "TaskFigures",
     "TaskQueue",
-    "current_job",
     "open_queue",
     "run_jobs_here",
     "task",

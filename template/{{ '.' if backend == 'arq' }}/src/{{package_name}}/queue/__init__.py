@@ -3,6 +3,7 @@
 README.md in this folder tells how it works.
 """
 
+from .attempt import CurrentJob, current_job
 from .client import TaskQueue, open_queue
 from .dead import DeadJobs
 from .errors import (
@@ -24,6 +25,7 @@ from .worker import Worker
 
 __all__ = [
     "Chain",
+    "CurrentJob",
     "DeadJob",
     "DeadJobs",
     "Discard",
@@ -48,6 +50,7 @@ __all__ = [
     "TaskFigures",
     "TaskQueue",
     "Worker",
+    "current_job",
     "open_queue",
     "task",
 ]

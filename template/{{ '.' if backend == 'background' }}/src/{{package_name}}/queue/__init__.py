@@ -3,6 +3,7 @@
 README.md in this folder tells how it works.
 """
 
+from .attempt import CurrentJob, current_job
 from .client import TaskQueue, open_queue
 from .errors import (
     Discard,
@@ -22,6 +23,7 @@ from .settings import QueueSettings
 from .task import Step, Task, task
 
 __all__ = [
+    "CurrentJob",
     "Discard",
     "IdempotencyConflictError",
     "InvalidArgumentError",
@@ -44,6 +46,7 @@ __all__ = [
     "Task",
     "TaskFigures",
     "TaskQueue",
+    "current_job",
     "open_queue",
     "run_jobs_here",
     "task",

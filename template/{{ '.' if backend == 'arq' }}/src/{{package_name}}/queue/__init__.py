@@ -3,6 +3,7 @@
 README.md in this folder tells how it works.
 """
 
+from .attempt import CurrentJob, current_job
 from .client import TaskQueue, open_queue
 from .dead import DeadJobs
 from .errors import (
@@ -25,6 +26,7 @@ from .worker import Worker
 __all__ = [
     "BOUNDS",
     "Chain",
+    "CurrentJob",
     "DeadJob",
     "DeadJobs",
     "Discard",
@@ -49,6 +51,7 @@ __all__ = [
     "TaskFigures",
     "TaskQueue",
     "Worker",
+    "current_job",
     "open_queue",
     "task",
 ]

@@ -3,6 +3,7 @@
 README.md in this folder tells how it works.
 """
 
+from .attempt import CurrentJob, current_job
 from .client import TaskQueue, open_queue
 from .errors import (
     Discard,
@@ -23,6 +24,7 @@ from .task import Step, Task, task
 
 __all__ = [
     "BOUNDS",
+    "CurrentJob",
     "Discard",
     "IdempotencyConflictError",
     "InvalidArgumentError",
@@ -45,6 +47,7 @@ __all__ = [
     "Task",
     "TaskFigures",
     "TaskQueue",
+    "current_job",
     "open_queue",
     "run_jobs_here",
     "task",

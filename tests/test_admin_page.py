@@ -24,7 +24,6 @@ from playwright.sync_api import (
     HttpCredentials,
     Locator,
     Page,
-    Response,
     ViewportSize,
     expect,
     sync_playwright,
@@ -591,17 +590,23 @@ def test_the_page_says_that_the_service_is_away_and_goes_on(
         expect(alert).to_be_empty()
 
 
+def note_answers(page: Page) -> list[int]:
+    """Note the statuses of all answers."""
+    statuses: list[int] = []
+    page.on("response", lambda answer: statuses.append(answer.status))
+    return statuses
+
+
 def test_strangers_see_nothing(browser: Browser, service: Service) -> None:
     for password in (None, API_KEY, "wrong"):
         login = log_in(password) if password else None
         with browser.new_context(http_credentials=login) as context:
             page = context.new_page()
-            answers: list[Response] = []
-            page.on("response", answers.append)
+            answers = note_answers(page)
             for path in ("", "admin.js", "state"):
                 with suppress(Error):
                     page.goto(service.page + path)
-            assert {answer.status for answer in answers} == {401}
+            assert set(answers) == {401}
 
 
 def test_the_password_may_be_in_the_address(browser: Browser, service: Service) -> None:

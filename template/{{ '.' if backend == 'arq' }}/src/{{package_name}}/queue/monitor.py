@@ -165,19 +165,24 @@ class Monitor:
             with suppress(ValidationError):
                 details.queue = StoredJob.model_validate_json(document).q or DEFAULT_QUEUE
             return details
-        details = JobDetails(job_id=job_id, status=JobStatus.QUEUED)
-        for queue, score in zip(queues, scores, strict=True):
-            if score is not None:
-                details.queue, due_ms = queue, float(score)
-                details.due_at = to_datetime(due_ms)
-        if details.queue is None:
+        due = {
+            queue: float(score)
+            for queue, score in zip(queues, scores, strict=True)
+            if score is not None
+        }
+        if not due:
             return None
+        [(queue, due_ms), *_] = due.items()
+        details = JobDetails(job_id=job_id, status=JobStatus.QUEUED, queue=queue)
         details.attempts = read_number(attempts)
         if token:
-            details.status, details.due_at = JobStatus.IN_PROGRESS, None
+            details.status = JobStatus.IN_PROGRESS
             details.started_at = to_datetime(read_token(token)[2])
-        elif due_ms > seconds * 1000 + micro / 1000 and not (held or b"").startswith(b"lost:"):
-            details.status = JobStatus.DEFERRED
+        else:
+            details.due_at = to_datetime(due_ms)
+            lost = (held or b"").startswith(b"lost:")
+            if due_ms > seconds * 1000 + micro / 1000 and not lost:
+                details.status = JobStatus.DEFERRED
         with suppress(ValidationError):
             job = StoredJob.model_validate_json(stored or b"")
             details.function, details.enqueued_at = job.f, to_datetime(job.et)

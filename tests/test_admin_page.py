@@ -7,7 +7,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from contextlib import ExitStack, contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -21,6 +21,7 @@ from playwright.sync_api import (
     Browser,
     Dialog,
     Error,
+    HttpCredentials,
     Locator,
     Page,
     ViewportSize,
@@ -35,7 +36,7 @@ BACKENDS = ("arq", "background")
 ADMIN_TOKEN = "token-of-the-operator-of-these-tests"  # noqa: S105
 API_KEY = "key-of-the-client-of-these-tests-"
 PHONE: ViewportSize = {"width": 360, "height": 740}
-HOSTILE = '<img src=x onerror="document.title=\'owned\'"></pre><script>alert(1)</script>'
+HOSTILE = "<img src=x onerror=\"document.title='owned'\"></pre><script>alert(1)</script>"
 TASKS = '''
 import asyncio
 import os
@@ -85,7 +86,7 @@ from .tested import TESTED
 
 TASKS += TESTED
 """
-APP = '''
+APP = """
 from datetime import timedelta
 from typing import Any
 
@@ -101,7 +102,7 @@ async def enqueue(name: str, calls: list[dict[str, Any]], delay: float = 0) -> l
     queue = app.state.resources.queue
     later = timedelta(seconds=delay)
     return [(await queue.enqueue_in(later, task, **call)).job_id for call in calls]
-'''
+"""
 
 
 def free_port() -> int:
@@ -146,7 +147,7 @@ class Service:
 
     def start(self, program: str, *arguments: str) -> subprocess.Popen[bytes]:
         """Start a program of the service, which ends with these tests."""
-        command = [self._home / ".venv/bin" / program, *arguments]
+        command = [str(self._home / ".venv/bin" / program), *arguments]
         process = subprocess.Popen(command, cwd=self._home, env=self._environment)
         self._processes.callback(process.wait)
         self._processes.callback(process.kill)
@@ -154,7 +155,7 @@ class Service:
 
     def enqueue(self, task: str, *calls: dict[str, Any], delay: float = 0) -> list[str]:
         """Enqueue a job for each set of arguments; return the ids."""
-        options = {"name": task, "delay": delay}
+        options: dict[str, str | float] = {"name": task, "delay": delay}
         answer = self.client.post("/tested", json=calls, params=options)
         ids: list[str] = answer.raise_for_status().json()
         return ids
@@ -162,7 +163,8 @@ class Service:
     def status(self, job_id: str) -> str | None:
         """Return a job's status."""
         state = self.client.get("/admin/state", params={"job": job_id}).raise_for_status().json()
-        return state["job"] and state["job"]["status"]
+        status: str | None = state["job"] and state["job"]["status"]
+        return status
 
     def is_dead(self, job_id: str) -> bool:
         """Return whether a job can be retried and deleted."""
@@ -218,11 +220,16 @@ def browser() -> Generator[Browser]:
         yield browser
 
 
+def log_in(password: str) -> HttpCredentials:
+    """Return what the browser sends where it is asked who is there."""
+    return {"username": "admin", "password": password}
+
+
 @contextmanager
-def opened(browser: Browser, password: str | None = ADMIN_TOKEN, **options: Any) -> Iterator[Page]:
+def opened(browser: Browser, password: str | None = ADMIN_TOKEN, **options: Any) -> Generator[Page]:  # noqa: ANN401
     """Open a page that must not write to the console, raise an error or violate its policy."""
     if password:
-        options["http_credentials"] = {"username": "admin", "password": password}
+        options["http_credentials"] = log_in(password)
     with browser.new_context(**options) as context:
         page = context.new_page()
         problems: list[str] = []
@@ -293,7 +300,8 @@ def test_a_job_is_opened_and_closed(page: Page, service: Service) -> None:
     details = page.get_by_role("dialog")
     row(page, job_id).get_by_role("link").click()
     expect(details).to_be_visible()
-    for text in (job_id, "failed", "default", "Discard: opened", "raise Discard", '"word": "opened"'):
+    error = "Discard: opened", "raise Discard"
+    for text in (job_id, "failed", "default", *error, '"word": "opened"'):
         expect(details).to_contain_text(text)
     page.reload()
     expect(details).to_contain_text("raise Discard")
@@ -565,9 +573,7 @@ def test_the_page_is_live_while_it_is_visible(page: Page, service: Service) -> N
 def test_the_page_says_that_the_service_is_away_and_goes_on(
     browser: Browser, service: Service
 ) -> None:
-    with browser.new_context(
-        http_credentials={"username": "admin", "password": ADMIN_TOKEN}
-    ) as context:
+    with browser.new_context(http_credentials=log_in(ADMIN_TOKEN)) as context:
         page = context.new_page()
         show(page, service)
         alert = page.get_by_role("alert").first
@@ -584,13 +590,19 @@ def test_the_page_says_that_the_service_is_away_and_goes_on(
         expect(alert).to_be_empty()
 
 
+def note_answers(page: Page) -> list[int]:
+    """Note the statuses of all answers."""
+    statuses: list[int] = []
+    page.on("response", lambda answer: statuses.append(answer.status))
+    return statuses
+
+
 def test_strangers_see_nothing(browser: Browser, service: Service) -> None:
     for password in (None, API_KEY, "wrong"):
-        login = {"http_credentials": {"username": "admin", "password": password}}
-        with browser.new_context(**login if password else {}) as context:
+        login = log_in(password) if password else None
+        with browser.new_context(http_credentials=login) as context:
             page = context.new_page()
-            answers: list[int] = []
-            page.on("response", lambda answer, to=answers: to.append(answer.status))
+            answers = note_answers(page)
             for path in ("", "admin.js", "state"):
                 with suppress(Error):
                     page.goto(service.page + path)
@@ -605,7 +617,7 @@ def test_the_password_may_be_in_the_address(browser: Browser, service: Service) 
 
 
 @contextmanager
-def another_site(content: str) -> Iterator[str]:
+def another_site(content: str) -> Generator[str]:
     """Serve a page on another site than the service's."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -615,15 +627,17 @@ def another_site(content: str) -> Iterator[str]:
             self.end_headers()
             self.wfile.write(content.encode())
 
-        def log_message(self, *_: object) -> None:
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
             """Write nothing."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        yield f"http://localhost:{server.server_port}/"
-        server.shutdown()
-        thread.join()
+        try:
+            yield f"http://localhost:{server.server_port}/"
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def test_another_site_changes_nothing(browser: Browser, service: Service) -> None:
@@ -637,7 +651,7 @@ def test_another_site_changes_nothing(browser: Browser, service: Service) -> Non
             fetch("{service.page}abort", {{method: "POST", mode: "no-cors", credentials: "include",
               headers: {{"Content-Type": type}}, body: {body!r}}});
         </script>"""
-    login = {"username": "admin", "password": ADMIN_TOKEN}
+    login = log_in(ADMIN_TOKEN)
     with another_site(content) as site, browser.new_context(http_credentials=login) as context:
         page = context.new_page()
         show(page, service)
@@ -657,7 +671,7 @@ def test_another_site_changes_nothing(browser: Browser, service: Service) -> Non
 
 def test_another_site_frames_nothing(browser: Browser, service: Service) -> None:
     content = f'<iframe src="{service.page}"></iframe>'
-    login = {"username": "admin", "password": ADMIN_TOKEN}
+    login = log_in(ADMIN_TOKEN)
     with another_site(content) as site, browser.new_context(http_credentials=login) as context:
         page = context.new_page()
         with page.expect_console_message(lambda message: "frame-ancestors" in message.text):
@@ -695,7 +709,7 @@ def test_text_is_legible_by_day_and_by_night(browser: Browser, service: Service)
     assert len(grounds) == 2
 
 
-# Texts whose contrast with what is behind them is less than WCAG's 4.5; disabled buttons may have less.
+# Texts whose contrast with what is behind them is less than WCAG's 4.5, disabled buttons aside.
 FAINT = """(() => {
   const parse = (color) => color.match(/[\\d.]+/g).map(Number);
   const light = (color) => parse(color).slice(0, 3).map((part) => part / 255)
@@ -706,7 +720,7 @@ FAINT = """(() => {
     return parse(color)[3] === 0 && node.parentElement ? ground(node.parentElement) : color;
   };
   return [...document.querySelectorAll("body *")]
-    .filter((node) => [...node.childNodes].some((child) => child.nodeType === 3 && child.data.trim()))
+    .filter((node) => [...node.childNodes].some((each) => each.nodeType === 3 && each.data.trim()))
     .filter((node) => !node.disabled && node.checkVisibility())
     .map((node) => [light(getComputedStyle(node).color), light(ground(node)), node.textContent])
     .map(([one, two, text]) => [(Math.max(one, two) + 0.05) / (Math.min(one, two) + 0.05), text])

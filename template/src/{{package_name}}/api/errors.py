@@ -63,7 +63,6 @@ def add_error_handlers(app: FastAPI, max_body: int) -> None:
     app.exception_handler(Exception)(_unexpected_error)
     app.add_middleware(_limit_body, max_body)
     app.add_middleware(_LogLateErrors)
-    app.add_middleware(_with_head)
 
 
 def problem(
@@ -154,7 +153,7 @@ class _LogLateErrors:
             logger.exception("after the response to %s %s", scope["method"], scope["path"])
 
 
-def _with_head(app: ASGIApp) -> ASGIApp:
+def with_head(app: ASGIApp) -> ASGIApp:
     """Answer HEAD as GET; the server leaves out the body."""
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:

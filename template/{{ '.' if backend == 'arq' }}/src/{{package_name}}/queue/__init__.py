@@ -3,6 +3,7 @@
 README.md in this folder tells how it works.
 """
 
+from .attempt import CurrentJob, current_job
 from .client import TaskQueue, open_queue
 from .dead import DeadJobs
 from .errors import (
@@ -16,14 +17,16 @@ from .errors import (
 )
 from .models import Chain, DeadJob, Job, JobContext, JobStatus, QueueHealth, Receipt
 from .monitor import Monitor
-from .monitoring import JobDetails, Overview, TaskFigures
+from .monitoring import BOUNDS, JobDetails, Overview, TaskFigures
 from .retry import RetryPolicy
 from .settings import QueueSettings
 from .task import Step, Task, task
 from .worker import Worker
 
 __all__ = [
+    "BOUNDS",
     "Chain",
+    "CurrentJob",
     "DeadJob",
     "DeadJobs",
     "Discard",
@@ -48,6 +51,7 @@ __all__ = [
     "TaskFigures",
     "TaskQueue",
     "Worker",
+    "current_job",
     "open_queue",
     "task",
 ]

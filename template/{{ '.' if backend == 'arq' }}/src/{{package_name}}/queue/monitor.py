@@ -167,7 +167,8 @@ class Monitor:
             with suppress(ValidationError):
                 details.queue = StoredJob.model_validate_json(document).q or DEFAULT_QUEUE
             return details
-        details, due_ms = JobDetails(job_id=job_id, status=JobStatus.QUEUED), 0.0
+        details = JobDetails(job_id=job_id, status=JobStatus.QUEUED)
+        due_ms = 0.0
         for queue, score in zip(queues, scores, strict=True):
             if score is not None:
                 details.queue, due_ms = queue, float(score)

@@ -3,6 +3,7 @@
 README.md in this folder tells how it works.
 """
 
+from .attempt import CurrentJob, current_job
 from .client import TaskQueue, open_queue
 from .errors import (
     Discard,
@@ -15,13 +16,15 @@ from .errors import (
 )
 from .models import Job, JobContext, JobStatus, QueueHealth, Receipt
 from .monitor import Monitor
-from .monitoring import JobDetails, ListedJob, Overview, TaskFigures
+from .monitoring import BOUNDS, JobDetails, ListedJob, Overview, TaskFigures
 from .retry import RetryPolicy
 from .runner import run_jobs_here
 from .settings import QueueSettings
 from .task import Step, Task, task
 
 __all__ = [
+    "BOUNDS",
+    "CurrentJob",
     "Discard",
     "IdempotencyConflictError",
     "InvalidArgumentError",
@@ -44,6 +47,7 @@ __all__ = [
     "Task",
     "TaskFigures",
     "TaskQueue",
+    "current_job",
     "open_queue",
     "run_jobs_here",
     "task",

@@ -2,12 +2,14 @@
 
 import json
 import os
+import re
 import shutil
 import stat
 import subprocess
 import sys
 from collections.abc import Generator, Mapping
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
@@ -44,6 +46,34 @@ class Authorization(httpx2.Auth):
         of_client = "/api/v1/" in request.url.path and "/api/v1/dead" not in request.url.path
         request.headers["Authorization"] = f"Bearer {self._key if of_client else self._token}"
         yield request
+
+
+# What compose.yaml asks for.
+COMPOSE_KEYS = {
+    "API_KEYS": '{"web": "a-key-of-32-characters-or-more---"}',
+    "ADMIN_TOKEN": "a-token-of-32-characters-or-more--",
+    "VALKEY_PASSWORD": "a-password",
+}
+
+
+def interpolate(compose: Any, variables: Mapping[str, str]) -> Any:  # noqa: ANN401 - YAML's values
+    """Put variables into a parsed compose.yaml, as `docker compose` does.
+
+    Raises:
+        KeyError: One is missing, or empty, that must not be; with compose's message.
+    """
+
+    def replace(found: re.Match[str]) -> str:
+        name, operator, text = found["name"], found["operator"], found["text"] or ""
+        if not name:
+            return "$"
+        value = variables.get(name, "")
+        if not value and operator == ":?":
+            raise KeyError(f"{name}: {text}")
+        return json.dumps(value or text)[1:-1]
+
+    pattern = r"\$(?:\$|\{(?P<name>\w+)(?:(?P<operator>:[?-])(?P<text>[^{}]*))?\})"
+    return json.loads(re.sub(pattern, replace, json.dumps(compose)))
 
 
 def run(

@@ -274,10 +274,15 @@ ctypes.pythonapi.PyType_Modified(ctypes.py_object(datetime.datetime))
 """
 
 
-def generate(copie: Copie, *, examples: bool) -> Path:
+def generate(copie: Copie, *, examples: bool, llm: str = "none") -> Path:
     """Generate and install a service with the tasks of this module, and a route to them."""
     result = copie.copy(  # pyright: ignore[reportUnknownMemberType] - it says "dict" of its answers
-        extra_answers={"project_name": "my-service", "backend": "arq", "examples": examples}
+        extra_answers={
+            "project_name": "my-service",
+            "backend": "arq",
+            "examples": examples,
+            "llm": llm,
+        }
     )
     assert result.exception is None, result.exception
     assert result.project_dir is not None

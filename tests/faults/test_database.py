@@ -281,3 +281,44 @@ def test_a_hundred_thousand_old_reports_are_removed(
         removed, longest_pause = int(told[0]), float(told[1])
         assert removed == 100_000
         assert longest_pause < 1, "the event loop was blocked"
+
+
+FAILING_STATEMENTS = """
+import asyncio, traceback
+from sqlalchemy import text
+from my_service.db import Sessions, User, create_engine, create_tables
+from my_service.settings import load_settings
+
+async def main():
+    engine = create_engine(load_settings())
+    await create_tables(engine)
+    sessions = Sessions(engine)
+    for email, name in (("hunter2", "Ada"), ("hunter2", "Ada"), ("hunter2-too", None)):
+        try:
+            async with sessions.begin() as session:
+                session.add(User(email=email, name=name))
+        except Exception:
+            traceback.print_exc()
+    for value in ("hunter2", "20261125123456789"):
+        try:
+            async with sessions.begin() as session:
+                await session.execute(text("SELECT CAST(CAST(:x AS text) AS int)"), {"x": value})
+        except Exception:
+            traceback.print_exc()
+    await engine.dispose()
+
+asyncio.run(main())
+"""
+
+
+def test_errors_quote_no_values(example: Path, tmp_path: Path, postgresql: PostgreSQL) -> None:
+    postgresql.start()
+    python = example / ".venv" / "bin" / "python"
+    settings = {"DATABASE_URL": postgresql.url, "DATA_DIR": str(tmp_path)}
+    said = run(python, "-c", FAILING_STATEMENTS, cwd=tmp_path, env=settings).stderr
+    assert said.count("\nsqlalchemy.exc.") == 4
+    assert said.count("psycopg.errors.UniqueViolation: duplicate key") == 1
+    assert '"users_email_key"' in said, "the constraint is named"
+    assert "null value in column" in said
+    assert "hunter2" not in said
+    assert "20261125" not in said

@@ -5,7 +5,7 @@ import inspect
 import logging
 from collections import deque
 from concurrent.futures import Executor
-from contextvars import copy_context
+from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
 from enum import Enum
 from traceback import TracebackException
@@ -26,6 +26,23 @@ LONGEST_MESSAGE = 2_000  # characters
 LONGEST_TRACEBACK = 20_000  # characters
 
 _left_behind: set[Any] = set()
+
+
+@dataclass(frozen=True, slots=True)
+class CurrentJob:
+    """The job, and the attempt at it, that code runs for."""
+
+    job_id: str
+    task: str
+    attempt: int
+
+
+_current: ContextVar[CurrentJob | None] = ContextVar("current_job", default=None)
+
+
+def current_job() -> CurrentJob | None:
+    """Return the job that the calling code runs for, if it does: also in threads of tasks."""
+    return _current.get()
 
 
 class Interruption(Enum):
@@ -126,6 +143,9 @@ class Attempt:
         Returns:
             The outcome. Whatever the function raises is part of it.
         """
+        context = self._context
+        # It stays set afterwards, for what the caller logs of the outcome.
+        _current.set(CurrentJob(context.job_id, self._task.name, context.attempt))
         try:
             args, kwargs = self._task.arguments.decode(positional, named)
             result = await self._call(args, kwargs)

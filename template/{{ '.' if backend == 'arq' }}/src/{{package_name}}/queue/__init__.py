@@ -3,6 +3,7 @@
 README.md in this folder tells how it works.
 """
 
+from .attempt import CurrentJob, current_job
 from .client import TaskQueue, open_queue
 from .dead import DeadJobs
 from .errors import (
@@ -15,13 +16,17 @@ from .errors import (
     Retry,
 )
 from .models import Chain, DeadJob, Job, JobContext, JobStatus, QueueHealth, Receipt
+from .monitor import Monitor
+from .monitoring import BOUNDS, JobDetails, Overview, TaskFigures
 from .retry import RetryPolicy
 from .settings import QueueSettings
 from .task import Step, Task, task
 from .worker import Worker
 
 __all__ = [
+    "BOUNDS",
     "Chain",
+    "CurrentJob",
     "DeadJob",
     "DeadJobs",
     "Discard",
@@ -29,7 +34,10 @@ __all__ = [
     "InvalidArgumentError",
     "Job",
     "JobContext",
+    "JobDetails",
     "JobStatus",
+    "Monitor",
+    "Overview",
     "PayloadTooLargeError",
     "QueueError",
     "QueueHealth",
@@ -40,8 +48,10 @@ __all__ = [
     "RetryPolicy",
     "Step",
     "Task",
+    "TaskFigures",
     "TaskQueue",
     "Worker",
+    "current_job",
     "open_queue",
     "task",
 ]

@@ -3,6 +3,7 @@
 README.md in this folder tells how it works.
 """
 
+from .attempt import CurrentJob, current_job
 from .client import TaskQueue, open_queue
 from .errors import (
     Discard,
@@ -14,18 +15,26 @@ from .errors import (
     Retry,
 )
 from .models import Job, JobContext, JobStatus, QueueHealth, Receipt
+from .monitor import Monitor
+from .monitoring import BOUNDS, JobDetails, ListedJob, Overview, TaskFigures
 from .retry import RetryPolicy
 from .runner import run_jobs_here
 from .settings import QueueSettings
 from .task import Step, Task, task
 
 __all__ = [
+    "BOUNDS",
+    "CurrentJob",
     "Discard",
     "IdempotencyConflictError",
     "InvalidArgumentError",
     "Job",
     "JobContext",
+    "JobDetails",
     "JobStatus",
+    "ListedJob",
+    "Monitor",
+    "Overview",
     "PayloadTooLargeError",
     "QueueError",
     "QueueHealth",
@@ -36,7 +45,9 @@ __all__ = [
     "RetryPolicy",
     "Step",
     "Task",
+    "TaskFigures",
     "TaskQueue",
+    "current_job",
     "open_queue",
     "run_jobs_here",
     "task",

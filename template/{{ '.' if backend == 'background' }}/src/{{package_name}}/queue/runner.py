@@ -119,7 +119,7 @@ class Runner:
                 record.attempt.interrupt(Interruption.SHUTDOWN)
             else:
                 self._waiting.remove(record)
-                self._table.finish(record, JobStatus.ABORTED, error=ABORTED)
+                self._table.finish(record, JobStatus.ABORTED, failure=ABORTED)
         while self._running:  # an attempt that ignores its cancellation is left behind
             await asyncio.wait(self._running)
         lost = Counter(each.task.name for each in unfinished if _is_lost(each))
@@ -170,10 +170,10 @@ class Runner:
         match outcome:
             case Success(document):
                 self._table.finish(record, JobStatus.COMPLETE, result=document)
-            case Failure(type_, message, traceback, public):
-                error = f"{type_}: {message}" if message else type_
-                logger.error("job %s (%s) failed: %s\n%s", record.job_id, name, error, traceback)
-                self._table.finish(record, JobStatus.FAILED, error=error, error_is_public=public)
+            case Failure():
+                self._table.finish(record, JobStatus.FAILED, failure=outcome)
+                text = f"{record.error}\n{record.traceback}"
+                logger.error("job %s (%s) failed: %s", record.job_id, name, text)
                 return
             case Again(delay, reason):
                 logger.warning(
@@ -184,7 +184,7 @@ class Runner:
                 self._waiting.put(record)
                 return
             case Interrupted():
-                self._table.finish(record, JobStatus.ABORTED, error=ABORTED)
+                self._table.finish(record, JobStatus.ABORTED, failure=ABORTED)
         seconds = (datetime.now(UTC) - (record.started_at or record.enqueued_at)).total_seconds()
         logger.info("job %s (%s) %s in %.3f s", record.job_id, name, record.status, seconds)
 

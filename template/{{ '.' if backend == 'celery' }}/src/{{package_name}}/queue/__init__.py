@@ -3,6 +3,7 @@
 README.md in this folder tells how it works.
 """
 
+from .attempt import CurrentJob, current_job
 from .client import TaskQueue, open_queue
 from .dead import DeadJobs
 from .errors import (
@@ -20,6 +21,7 @@ from .settings import QueueSettings
 from .task import Step, Task, task
 
 __all__ = [
+    "CurrentJob",
     "DeadJob",
     "DeadJobs",
     "Discard",
@@ -40,6 +42,7 @@ __all__ = [
     "Task",
     "TaskQueue",
     "Workflow",
+    "current_job",
     "open_queue",
     "task",
 ]

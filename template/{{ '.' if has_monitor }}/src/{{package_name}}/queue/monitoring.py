@@ -5,7 +5,7 @@ from datetime import datetime
 
 from pydantic import BaseModel
 
-from .models import DeadJob, JobStatus
+from .models import DeadJob, Job, JobStatus
 
 # Upper bounds of histograms, in seconds; what takes longer counts in the last one, without a bound.
 BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800)
@@ -63,6 +63,12 @@ class Overview(BaseModel):
     workers: list[WorkerState]
     periodic: list[PeriodicTask]
     tasks: list[str]  # those that have finished a job, and those that have one
+
+
+class ListedJob(Job):
+    """A job in a list: without its result, which may be large."""
+
+    due_at: datetime | None = None
 
 
 class JobDetails(DeadJob):

@@ -74,15 +74,20 @@ class Publisher:
     def send(self, call: Callable[[dict[str, Any]], T]) -> T:
         """Call something with Celery's options for publishing on this thread's connection.
 
+        A connection that was lost since its last use is opened again; what is sent twice runs once.
+
         Raises:
             QueueUnavailableError: The broker did not answer in time.
         """
+        used_before = getattr(self._own, "producer", None) is not None
         try:
             producer = self._producer()
             return call({"producer": producer, "retry": False})
         except self._errors() as error:
             self._disconnect()
             name = type(error.__cause__ or error).__name__
+            if used_before and name != "TimeoutError":
+                return self.send(call)
             raise QueueUnavailableError(f"the broker is not available: {name}") from error
 
     def close(self) -> None:

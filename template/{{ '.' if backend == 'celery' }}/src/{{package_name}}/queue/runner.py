@@ -212,6 +212,7 @@ class Runner:
         limits = Limits(settings.job_timeout, settings.max_attempts, settings.max_result)
         context = JobContext(self._resources, job.id, begun.attempt, begun.enqueued_at)
         attempt = Attempt(task, context, limits, self._threads)
+        attempt.set_current()  # in this thread, for what Celery logs of it
         outcome: Outcome = self._call(self._run(attempt, job, args, kwargs))
         return outcome
 

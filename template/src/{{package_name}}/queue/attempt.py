@@ -143,9 +143,7 @@ class Attempt:
         Returns:
             The outcome. Whatever the function raises is part of it.
         """
-        context = self._context
-        # It stays set afterwards, for what the caller logs of the outcome.
-        _current.set(CurrentJob(context.job_id, self._task.name, context.attempt))
+        self.set_current()  # it stays so afterwards, for what the caller logs of the outcome
         try:
             args, kwargs = self._task.arguments.decode(positional, named)
             result = await self._call(args, kwargs)
@@ -154,6 +152,11 @@ class Attempt:
             outcome = self.decide(error)
             error.__traceback__ = None  # it refers to this attempt, and this to the error
             return outcome
+
+    def set_current(self) -> None:
+        """Make its job the one that `current_job` returns here."""
+        context = self._context
+        _current.set(CurrentJob(context.job_id, self._task.name, context.attempt))
 
     async def _call(self, args: list[Any], kwargs: dict[str, Any]) -> Any:
         """Run the function in an asyncio task of its own, which cannot hold up this one."""

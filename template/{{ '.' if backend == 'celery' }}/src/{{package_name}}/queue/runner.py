@@ -205,26 +205,37 @@ class Runner:
         kwargs: dict[str, Any],
     ) -> Outcome:
         settings = self._settings
-        if begun.late > settings.job_expires:
-            return failure(JobExpiredError(f"it was due too long ago, by {begun.late:.0f} s"))
-        most = max(task.retry.max_attempts, settings.max_attempts)
-        if begun.attempt > most:
-            return failure(WorkerLostError(f"its worker was lost at {most} attempts"))
+        if error := self._refusal(task, begun):
+            refused = failure(error)
+            _log(job, refused)
+            return refused
         limits = Limits(settings.job_timeout, settings.max_attempts, settings.max_result)
         context = JobContext(self._resources, job.id, begun.attempt, begun.enqueued_at)
         attempt = Attempt(task, context, limits, self._threads)
-        outcome: Outcome = self._call(self._run(attempt, job.id, args, kwargs))
+        attempt.set_current()  # in this thread, for what Celery logs of it
+        outcome: Outcome = self._call(self._run(attempt, job, args, kwargs))
         return outcome
 
+    def _refusal(self, task: Task[..., Any], begun: Begun) -> Exception | None:
+        """Return why an attempt may not begin."""
+        if begun.late > self._settings.job_expires:
+            return JobExpiredError(f"it was due too long ago, by {begun.late:.0f} s")
+        most = max(task.retry.max_attempts, self._settings.max_attempts)
+        if begun.attempt > most:
+            return WorkerLostError(f"its worker was lost at {most} attempts")
+        return None
+
     async def _run(
-        self, attempt: Attempt, job_id: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, attempt: Attempt, job: NewJob, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Outcome:
-        self._attempts[job_id] = attempt
+        self._attempts[job.id] = attempt
         try:
-            return await attempt.run(args, kwargs)
+            outcome = await attempt.run(args, kwargs)
+            _log(job, outcome)
+            return outcome
         finally:
-            if self._attempts.get(job_id) is attempt:
-                del self._attempts[job_id]
+            if self._attempts.get(job.id) is attempt:
+                del self._attempts[job.id]
 
     def _settle(self, celery_task: Any, job: NewJob, outcome: Outcome) -> Any:
         """Store what becomes of a job, and let Celery know in its own way."""
@@ -233,15 +244,10 @@ class Runner:
                 text = document.decode()
                 self._persist(lambda: self._store.complete(job.id, text))
                 return json.loads(text)
-            case Failure(type_, message, traceback):
-                error = f"{type_}: {message}".removesuffix(": ")
-                logger.error("job %s (%s) failed: %s\n%s", job.id, job.task, error, traceback)
+            case Failure():
                 self._persist(lambda: self._store.fail(job.id, outcome))
-                raise JobFailedError(error)
+                raise JobFailedError(_error(outcome))
             case Again(delay, reason):
-                logger.warning(
-                    "job %s (%s) runs again in %.1f s: %s", job.id, job.task, delay, reason
-                )
                 due_at = time.time() + delay
                 self._persist(lambda: self._store.defer(job.id, due_at, job.canvas))
                 self._loop.call_soon_threadsafe(self._wake.set)
@@ -250,7 +256,6 @@ class Runner:
                 self._persist(lambda: self._store.end_aborted(job.id))
                 return _revoke(celery_task)
             case Interrupted(cause):
-                logger.warning("job %s (%s) is given back: %s", job.id, job.task, cause.value)
                 self._persist(lambda: self._store.give_back(job.id))
                 raise exceptions.Reject(cause.value, requeue=True)
 
@@ -334,6 +339,23 @@ def _canvas(celery_task: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         return None
     signature = celery_task.signature_from_request(request, args, kwargs)
     return json.dumps(signature)
+
+
+def _log(job: NewJob, outcome: Outcome) -> None:
+    match outcome:
+        case Failure():
+            error = _error(outcome)
+            logger.error("job %s (%s) failed: %s\n%s", job.id, job.task, error, outcome.traceback)
+        case Again(delay, reason):
+            logger.warning("job %s (%s) runs again in %.1f s: %s", job.id, job.task, delay, reason)
+        case Interrupted(cause):
+            logger.warning("job %s (%s) is cut short: %s", job.id, job.task, cause.value)
+        case _:  # Celery itself logs that it succeeded
+            pass
+
+
+def _error(failure: Failure) -> str:
+    return f"{failure.type}: {failure.message}".removesuffix(": ")
 
 
 def _revoke(celery_task: Any) -> Any:

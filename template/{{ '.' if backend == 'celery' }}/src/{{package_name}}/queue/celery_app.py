@@ -18,6 +18,7 @@ SERIALIZER = "plain-json"
 CONTENT_TYPE = "application/x-plain-json"
 CONSUMERS = 10  # connections of a worker's process, and of Flower's
 LONG = 30  # seconds
+OUTAGE = 120  # seconds that a worker waits for the broker with the next job of a workflow
 
 serialization.register(SERIALIZER, json.dumps, json.loads, CONTENT_TYPE, "utf-8")
 
@@ -96,6 +97,9 @@ def create_celery(settings: QueueSettings, tasks: Iterable[Task[..., Any]]) -> A
         task_track_started=False,
         result_backend=result_backend(settings),
         result_expires=settings.keep_result,
+        result_backend_always_retry=True,
+        result_backend_max_sleep_between_retries_ms=1000,
+        task_publish_retry_policy={"max_retries": OUTAGE, "interval_max": 1},
         database_engine_options=_engine_options(settings),
         timezone=settings.timezone.key,
         enable_utc=True,

@@ -36,6 +36,11 @@ class JobPool(TaskPool):  # type: ignore[misc] # Celery has no types
 class JobRequest(Request):  # type: ignore[misc] # as above
     """A message, whose job is cancelled where Celery would kill a process."""
 
+    def __init__(self, message: Any, *, connection_errors: Any = (), **options: Any) -> None:
+        # As kombu says that Redis has closed the connection: it must not end the worker.
+        errors = (*connection_errors, AttributeError)
+        super().__init__(message, connection_errors=errors, **options)
+
     def terminate(self, pool: Any, signal: Any = None) -> None:  # noqa: ARG002 - Celery's
         """Abort the job, as `revoke(terminate=True)` and Flower's button ask."""
         self.task.app.runner.abort(self.id)

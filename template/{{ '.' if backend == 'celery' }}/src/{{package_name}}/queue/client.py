@@ -29,7 +29,6 @@ R = TypeVar("R")
 T = TypeVar("T")
 THREADS = 4  # that publish, and as many that read
 PAUSE = 1  # seconds between two attempts of a worker to publish
-LIFETIME = 3  # health intervals without a sign of life until a worker counts as lost
 
 
 class TaskQueue:
@@ -178,8 +177,7 @@ class TaskQueue:
 
     async def living_workers(self) -> list[str]:
         """Return the workers that have shown a sign of life of late, each as its host and its id."""
-        seconds = LIFETIME * self.settings.health_interval
-        return await self.read(lambda: self.store.living_workers(seconds))
+        return await self.read(self.store.living_workers)
 
     async def _enqueue(
         self,

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, TypeVar
@@ -34,7 +34,7 @@ from .client import TaskQueue, open_queue
 from .errors import JobExpiredError, QueueUnavailableError, WorkerLostError
 from .models import JobContext, JobStatus
 from .settings import QueueSettings
-from .store import Begun, Ended, NewJob, Store
+from .store import Begun, Ended, NewJob, Running, Store
 from .task import Task
 
 T = TypeVar("T")
@@ -104,7 +104,8 @@ class Runner:
                 return
             self._process = os.getpid()
             self._attempts, self._ending = {}, False
-            self._store = Store(self._settings)
+            name = f"{socket.gethostname()}:{os.getpid()}:{id(self)}"
+            self._store = Store(self._settings, name)
             self._loop = uvloop.new_event_loop()
             self._thread = threading.Thread(target=self._loop.run_forever, name="jobs", daemon=True)
             self._thread.start()
@@ -150,6 +151,8 @@ class Runner:
     async def _close(self) -> None:
         self._ticking.cancel()
         await asyncio.wait([self._ticking])
+        with suppress(QueueUnavailableError):
+            await self._queue.read(self._store.sign_off)
         await self._stack.aclose()
 
     def interrupt(self, job_id: str, cause: Interruption) -> None:
@@ -189,6 +192,11 @@ class Runner:
         delivery: Any = request.delivery_info or {}
         redelivered = bool(delivery.get("redelivered"))
         begun = self._persist(lambda: self._store.begin(job, redelivered=redelivered))
+        while isinstance(begun, Running):  # its own message is lost: this one waits for the outcome
+            if self._ending:
+                raise exceptions.Reject("it runs elsewhere", requeue=True)
+            time.sleep(PAUSE)
+            begun = self._persist(lambda: self._store.begin(job, redelivered=True))
         if begun is None:
             raise exceptions.Ignore
         if isinstance(begun, Ended):
@@ -279,16 +287,15 @@ class Runner:
                 time.sleep(PAUSE)
 
     async def _tick(self) -> None:
-        name = f"{socket.gethostname()}:{os.getpid()}:{id(self)}"
         upkeep_at = sign_at = 0.0
         while True:
             now = time.monotonic()
             try:
-                await self._publish_due()
-                await self._abort_marked()
                 if now >= sign_at:
-                    await self._queue.read(lambda: self._store.sign(name))
+                    await self._queue.read(self._store.sign)
                     sign_at = now + self._settings.health_interval
+                await self._abort_marked()
+                await self._publish_due()
                 if now >= upkeep_at:
                     await self._queue.read(self._remove_expired)
                     upkeep_at = now + UPKEEP
@@ -311,7 +318,7 @@ class Runner:
         try:
             self._queue.publisher.publish(job)
         except QueueUnavailableError:
-            self._store.defer(job.id, job.due_at, job.canvas)
+            self._store.release(job)
             raise
         self._store.published(job)
 

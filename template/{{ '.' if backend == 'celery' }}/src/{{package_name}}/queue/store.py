@@ -45,6 +45,7 @@ from .attempt import Failure
 from .models import DeadJob, Job, JobStatus
 from .settings import QueueSettings
 
+LIFETIME = 3  # health intervals without a sign of life until a worker counts as lost
 WITHDRAWN = "withdrawn"  # its message may have been sent although enqueueing failed: it never runs
 PUBLISHING = 60  # seconds until a deferred job is published again whose publisher was lost
 UNFINISHED = (JobStatus.DEFERRED, JobStatus.QUEUED, JobStatus.IN_PROGRESS)
@@ -66,6 +67,7 @@ jobs = Table(
     Column("started_at", Float),
     Column("finished_at", Float),
     Column("attempts", Integer, nullable=False),
+    Column("worker", String(200)),  # that runs the last attempt
     Column("abort", Boolean, nullable=False),
     Column("result", Text),
     Column("error_type", Text),
@@ -132,6 +134,11 @@ class Begun:
 
 
 @dataclass(frozen=True, slots=True)
+class Running:
+    """A job that a living worker runs, as when the broker has lost their connection."""
+
+
+@dataclass(frozen=True, slots=True)
 class Ended:
     """A job that has ended before, as its message's first delivery could not tell the broker."""
 
@@ -145,10 +152,12 @@ class Store:
 
     Args:
         settings: The queue's settings.
+        worker: The name of the worker that uses it, if one does.
     """
 
-    def __init__(self, settings: QueueSettings) -> None:
+    def __init__(self, settings: QueueSettings, worker: str = "") -> None:
         self._settings = settings
+        self._worker = worker
         url = settings.sqlalchemy_url()
         options: dict[str, Any] = {"pool_pre_ping": True, "hide_parameters": True}
         self._sqlite = url.startswith("sqlite")
@@ -213,6 +222,7 @@ class Store:
             "started_at": None,
             "finished_at": None,
             "attempts": 0,
+            "worker": None,
             "abort": False,
             "result": None,
             "error_type": None,
@@ -267,7 +277,7 @@ class Store:
         keep = self._settings.keep_dead if failed else self._settings.keep_result
         return row.finished_at is not None and time.time() > row.finished_at + keep
 
-    def begin(self, new: NewJob, *, redelivered: bool) -> Begun | Ended | None:
+    def begin(self, new: NewJob, *, redelivered: bool) -> Begun | Ended | Running | None:
         """Begin an attempt; None if this message must do nothing.
 
         A job whose message was not sent by `TaskQueue` gets its row here.
@@ -283,12 +293,16 @@ class Store:
                 if row.status == WITHDRAWN or not redelivered:
                     return None
                 return Ended(JobStatus(row.status), row.result, _error(row))
-            if row.status == JobStatus.IN_PROGRESS and not redelivered:
-                return None
+            if row.status == JobStatus.IN_PROGRESS:
+                if not redelivered:
+                    return None
+                if row.worker == self._worker or _lives(connection, row.worker, self._lifetime):
+                    return Running()
             change: dict[str, Any] = {
                 "status": JobStatus.IN_PROGRESS,
                 "started_at": now,
                 "attempts": row.attempts + 1,
+                "worker": self._worker,
             }
             if new.canvas is not None:  # the result of the step before is among its arguments
                 change |= {"positional": new.positional, "arguments": new.arguments}
@@ -303,24 +317,33 @@ class Store:
 
     def complete(self, job_id: str, result: str) -> None:
         """Store a result."""
-        self._change(job_id, status=JobStatus.COMPLETE, result=result, finished_at=time.time())
+        self._end(job_id, status=JobStatus.COMPLETE, result=result, finished_at=time.time())
 
     def fail(self, job_id: str, failure: Failure) -> None:
         """Make a job a dead one."""
-        self._change(job_id, **_failed(failure))
+        self._end(job_id, **_failed(failure))
 
     def end_aborted(self, job_id: str) -> None:
         """Mark a job as aborted whose attempt was cancelled."""
-        self._change(job_id, status=JobStatus.ABORTED, finished_at=time.time())
+        self._end(job_id, status=JobStatus.ABORTED, finished_at=time.time())
 
     def defer(self, job_id: str, due_at: float, canvas: str | None) -> None:
         """Let a job run again later."""
         values = {"status": JobStatus.DEFERRED, "due_at": due_at, "leased_until": None}
-        self._change(job_id, **values, canvas=canvas)
+        self._end(job_id, **values, canvas=canvas)
+
+    def release(self, due: NewJob) -> None:
+        """Let another process publish a deferred job."""
+        self._change(due.id, jobs.c.status == JobStatus.DEFERRED, leased_until=None)
 
     def give_back(self, job_id: str) -> None:
         """Let another worker run a job whose attempt was cut short, which is no attempt."""
-        self._change(job_id, status=JobStatus.QUEUED, attempts=jobs.c.attempts - 1)
+        self._end(job_id, status=JobStatus.QUEUED, attempts=jobs.c.attempts - 1)
+
+    def _end(self, job_id: str, **values: Any) -> None:
+        """Store how an attempt ended, unless another worker has begun one since."""
+        mine = jobs.c.status == JobStatus.IN_PROGRESS, jobs.c.worker == self._worker
+        self._change(job_id, *mine, **values)
 
     def _change(self, job_id: str, *only: ColumnElement[bool], **values: Any) -> None:
         with self.writing() as connection:
@@ -427,21 +450,25 @@ class Store:
             moment: float | None = connection.execute(found).scalar()
             return moment
 
-    def sign(self, worker: str) -> None:
-        """Show a sign of life of a worker."""
-        values = {"name": worker, "seen_at": time.time()}
+    def sign(self) -> None:
+        """Show a sign of life of this worker."""
+        values = {"name": self._worker, "seen_at": time.time()}
         sign = self._insert(workers).values(values)
         with self.writing() as connection:
             connection.execute(sign.on_conflict_do_update(index_elements=["name"], set_=values))
 
-    def sign_off(self, worker: str) -> None:
-        """Forget a worker that ends."""
+    def sign_off(self) -> None:
+        """Forget this worker, which ends."""
         with self.writing() as connection:
-            connection.execute(delete(workers).where(workers.c.name == worker))
+            connection.execute(delete(workers).where(workers.c.name == self._worker))
 
-    def living_workers(self, seconds: float) -> list[str]:
+    @property
+    def _lifetime(self) -> float:
+        return LIFETIME * self._settings.health_interval
+
+    def living_workers(self) -> list[str]:
         """Return the workers that have shown a sign of life of late."""
-        found = select(workers.c.name).where(workers.c.seen_at > time.time() - seconds)
+        found = select(workers.c.name).where(workers.c.seen_at > time.time() - self._lifetime)
         with self.reading() as connection:
             return list(connection.execute(found).scalars())
 
@@ -532,6 +559,11 @@ def _create_missing(connection: Connection) -> None:
 def _locked(connection: Connection, job_id: str) -> Row[Any] | None:
     found = select(jobs).where(jobs.c.id == job_id).with_for_update()
     return connection.execute(found).one_or_none()
+
+
+def _lives(connection: Connection, worker: str | None, seconds: float) -> bool:
+    is_living = workers.c.name == worker, workers.c.seen_at > time.time() - seconds
+    return connection.execute(select(workers.c.name).where(*is_living)).first() is not None
 
 
 def _new_job(row: Row[Any]) -> NewJob:

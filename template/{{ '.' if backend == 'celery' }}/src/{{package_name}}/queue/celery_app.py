@@ -75,6 +75,7 @@ def create_celery(settings: QueueSettings, tasks: Iterable[Task[..., Any]]) -> A
         broker_pool_limit=CONSUMERS,
         broker_transport_options=consumer_options(settings),
         worker_pool=f"{__package__}.pool:JobPool",
+        worker_consumer=f"{__package__}.pool:JobConsumer",
         worker_concurrency=sum(settings.queues.values()),
         worker_prefetch_multiplier=1,
         worker_cancel_long_running_tasks_on_connection_loss=False,

@@ -1,12 +1,15 @@
-"""Celery's threads pool, whose jobs can be cancelled: `worker_pool` and `Request` of the app."""
+"""Celery's threads pool, consumer and messages, whose jobs can be cancelled, and outlast a connection."""
 
+from functools import partial
 from typing import Any
 
 from celery.concurrency.thread import TaskPool
+from celery.worker.consumer import Consumer
 from celery.worker.request import Request
 
 from .attempt import Interruption
 
+LONGEST_PAUSE = 5  # seconds
 
 class JobPool(TaskPool):  # type: ignore[misc] # Celery has no types
     """Threads that wait for jobs of one event loop, which starts and ends with them."""
@@ -31,6 +34,23 @@ class JobPool(TaskPool):  # type: ignore[misc] # Celery has no types
     def on_terminate(self) -> None:
         """As above: a cold shutdown has given the jobs back."""
         self.on_stop()
+
+
+class JobConsumer(Consumer):  # type: ignore[misc] # as above
+    """Celery's consumer, whose jobs go on while the broker is away."""
+
+    task_consumer: Any
+
+    def ensure_connected(self, conn: Any) -> Any:
+        """Connect, with a few seconds between attempts, however many there were."""
+        conn.ensure_connection = partial(conn.ensure_connection, interval_max=LONGEST_PAUSE)
+        return super().ensure_connected(conn)
+
+    def on_connection_error_after_connected(self, exc: Exception) -> None:
+        """Keep the messages of jobs that go on; kombu gives back those of Redis, or fails in it."""
+        if self.task_consumer is not None:
+            self.task_consumer.channel.do_restore = False
+        super().on_connection_error_after_connected(exc)
 
 
 class JobRequest(Request):  # type: ignore[misc] # as above

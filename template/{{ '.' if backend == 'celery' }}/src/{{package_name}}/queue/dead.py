@@ -45,7 +45,7 @@ class DeadJobs:
         try:
             await self._queue.publish(lambda: self._queue.publisher.publish(job))
         except QueueUnavailableError:
-            await self._queue.read(lambda: self._store.release(job))
+            await self._queue.read(lambda: self._store.release([job]))
             return True
         await self._queue.read(lambda: self._store.published(job))
         return True

@@ -34,7 +34,7 @@ from .client import TaskQueue, open_queue
 from .errors import JobExpiredError, QueueUnavailableError, WorkerLostError
 from .models import JobContext, JobStatus
 from .settings import QueueSettings
-from .store import Begun, Ended, NewJob, Running, Store
+from .store import Begun, Ended, NewJob, Store
 from .task import Task
 
 T = TypeVar("T")
@@ -192,11 +192,6 @@ class Runner:
         delivery: Any = request.delivery_info or {}
         redelivered = bool(delivery.get("redelivered"))
         begun = self._persist(lambda: self._store.begin(job, redelivered=redelivered))
-        while isinstance(begun, Running):  # its own message is lost: this one waits for the outcome
-            if self._ending:
-                raise exceptions.Reject("it runs elsewhere", requeue=True)
-            time.sleep(PAUSE)
-            begun = self._persist(lambda: self._store.begin(job, redelivered=True))
         if begun is None:
             raise exceptions.Ignore
         if isinstance(begun, Ended):
@@ -293,6 +288,7 @@ class Runner:
             try:
                 if now >= sign_at:
                     await self._queue.read(self._store.sign)
+                    await self._queue.read(self._store.recover)
                     sign_at = now + self._settings.health_interval
                 await self._abort_marked()
                 await self._publish_due()
@@ -311,16 +307,14 @@ class Runner:
                 pass
 
     async def _publish_due(self) -> None:
-        for job in await self._queue.read(lambda: self._store.due(AT_ONCE)):
-            await self._queue.publish(partial(self._publish, job))
-
-    def _publish(self, job: NewJob) -> None:
-        try:
-            self._queue.publisher.publish(job)
-        except QueueUnavailableError:
-            self._store.release(job)
-            raise
-        self._store.published(job)
+        due = await self._queue.read(lambda: self._store.due(AT_ONCE))
+        for number, job in enumerate(due):
+            try:
+                await self._queue.publish(partial(self._queue.publisher.publish, job))
+            except QueueUnavailableError:
+                await self._queue.read(partial(self._store.release, due[number:]))
+                raise
+            await self._queue.read(partial(self._store.published, job))
 
     async def _abort_marked(self) -> None:
         if running := list(self._attempts):

@@ -28,6 +28,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    case,
     create_engine,
     delete,
     event,
@@ -68,6 +69,7 @@ jobs = Table(
     Column("finished_at", Float),
     Column("attempts", Integer, nullable=False),
     Column("worker", String(200)),  # that runs the last attempt
+    Column("has_message", Boolean, nullable=False),  # at the broker, for when the worker is lost
     Column("abort", Boolean, nullable=False),
     Column("result", Text),
     Column("error_type", Text),
@@ -131,11 +133,6 @@ class Begun:
     attempt: int
     enqueued_at: datetime
     late: float  # seconds since the job was due, at its first attempt
-
-
-@dataclass(frozen=True, slots=True)
-class Running:
-    """A job that a living worker runs, as when the broker has lost their connection."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +220,7 @@ class Store:
             "finished_at": None,
             "attempts": 0,
             "worker": None,
+            "has_message": True,
             "abort": False,
             "result": None,
             "error_type": None,
@@ -277,8 +275,11 @@ class Store:
         keep = self._settings.keep_dead if failed else self._settings.keep_result
         return row.finished_at is not None and time.time() > row.finished_at + keep
 
-    def begin(self, new: NewJob, *, redelivered: bool) -> Begun | Ended | Running | None:
+    def begin(self, new: NewJob, *, redelivered: bool) -> Begun | Ended | None:
         """Begin an attempt; None if this message must do nothing.
+
+        A broker that starts again redelivers the messages of jobs that go on: their workers cannot
+        acknowledge them any more. They do nothing, and `recover` is there for their jobs.
 
         A job whose message was not sent by `TaskQueue` gets its row here.
         """
@@ -293,16 +294,20 @@ class Store:
                 if row.status == WITHDRAWN or not redelivered:
                     return None
                 return Ended(JobStatus(row.status), row.result, _error(row))
-            if row.status == JobStatus.IN_PROGRESS:
-                if not redelivered:
-                    return None
-                if row.worker == self._worker or _lives(connection, row.worker, self._lifetime):
-                    return Running()
+            if row.status == JobStatus.IN_PROGRESS and not redelivered:
+                return None
+            if row.status == JobStatus.IN_PROGRESS and self._lives(connection, row.worker):
+                goes_on = update(jobs).where(jobs.c.id == new.id)
+                connection.execute(goes_on.values(has_message=False))
+                return None
+            if redelivered and row.status == JobStatus.DEFERRED and row.due_at > now:
+                return None
             change: dict[str, Any] = {
                 "status": JobStatus.IN_PROGRESS,
                 "started_at": now,
                 "attempts": row.attempts + 1,
                 "worker": self._worker,
+                "has_message": True,
             }
             if new.canvas is not None:  # the result of the step before is among its arguments
                 change |= {"positional": new.positional, "arguments": new.arguments}
@@ -332,13 +337,17 @@ class Store:
         values = {"status": JobStatus.DEFERRED, "due_at": due_at, "leased_until": None}
         self._end(job_id, **values, canvas=canvas)
 
-    def release(self, due: NewJob) -> None:
-        """Let another process publish a deferred job."""
-        self._change(due.id, jobs.c.status == JobStatus.DEFERRED, leased_until=None)
+    def release(self, due: Sequence[NewJob]) -> None:
+        """Let another process publish deferred jobs."""
+        with self.writing() as connection:
+            for job in due:
+                waiting = jobs.c.id == job.id, jobs.c.status == JobStatus.DEFERRED
+                connection.execute(update(jobs).where(*waiting).values(leased_until=None))
 
     def give_back(self, job_id: str) -> None:
         """Let another worker run a job whose attempt was cut short, which is no attempt."""
-        self._end(job_id, status=JobStatus.QUEUED, attempts=jobs.c.attempts - 1)
+        status = case((jobs.c.has_message, JobStatus.QUEUED), else_=JobStatus.DEFERRED)
+        self._end(job_id, status=status, attempts=jobs.c.attempts - 1)
 
     def _end(self, job_id: str, **values: Any) -> None:
         """Store how an attempt ended, unless another worker has begun one since."""
@@ -457,18 +466,32 @@ class Store:
         with self.writing() as connection:
             connection.execute(sign.on_conflict_do_update(index_elements=["name"], set_=values))
 
+    def recover(self) -> None:
+        """Let jobs run again that have no message, and whose workers are lost."""
+        lost = (
+            jobs.c.status == JobStatus.IN_PROGRESS,
+            ~jobs.c.has_message,
+            jobs.c.worker.not_in(select(workers.c.name).where(self._is_alive())),
+        )
+        with self.writing() as connection:
+            values = {"status": JobStatus.DEFERRED, "due_at": time.time(), "leased_until": None}
+            connection.execute(update(jobs).where(*lost).values(values))
+
+    def _lives(self, connection: Connection, worker: str) -> bool:
+        found = select(workers.c.name).where(workers.c.name == worker, self._is_alive())
+        return worker == self._worker or connection.execute(found).first() is not None
+
+    def _is_alive(self) -> ColumnElement[bool]:
+        return workers.c.seen_at > time.time() - LIFETIME * self._settings.health_interval
+
     def sign_off(self) -> None:
         """Forget this worker, which ends."""
         with self.writing() as connection:
             connection.execute(delete(workers).where(workers.c.name == self._worker))
 
-    @property
-    def _lifetime(self) -> float:
-        return LIFETIME * self._settings.health_interval
-
     def living_workers(self) -> list[str]:
         """Return the workers that have shown a sign of life of late."""
-        found = select(workers.c.name).where(workers.c.seen_at > time.time() - self._lifetime)
+        found = select(workers.c.name).where(self._is_alive())
         with self.reading() as connection:
             return list(connection.execute(found).scalars())
 
@@ -559,11 +582,6 @@ def _create_missing(connection: Connection) -> None:
 def _locked(connection: Connection, job_id: str) -> Row[Any] | None:
     found = select(jobs).where(jobs.c.id == job_id).with_for_update()
     return connection.execute(found).one_or_none()
-
-
-def _lives(connection: Connection, worker: str | None, seconds: float) -> bool:
-    is_living = workers.c.name == worker, workers.c.seen_at > time.time() - seconds
-    return connection.execute(select(workers.c.name).where(*is_living)).first() is not None
 
 
 def _new_job(row: Row[Any]) -> NewJob:

@@ -22,10 +22,7 @@ PATIENCE = 60
 class Broker(Protocol):
     """A server that has begun to run; it keeps its address and its data when it starts again."""
 
-    @property
-    def url(self) -> str:
-        """Its address, as `BROKER_URL`."""
-        ...
+    url: str  # as `BROKER_URL`
 
     def start(self) -> None:
         """Start it again, and wait until it listens."""
@@ -49,12 +46,13 @@ class Valkey(Server):
 
     def __init__(self, folder: Path) -> None:
         config = {"appendonly": "yes", "appendfsync": "always"}
-        super().__init__(port=free_port(), data_dir=folder, config=config)
+        port = free_port()
+        super().__init__(port=port, data_dir=folder, config=config)
+        self.url = f"redis://127.0.0.1:{port}/0"
 
-    @property
-    def url(self) -> str:
-        """Its address, as `BROKER_URL`."""
-        return f"{self.connection_url}/0"
+    def __exit__(self, *_: object) -> None:
+        """End it."""
+        self.terminate()
 
     def shut_down(self) -> None:
         """End it as an operator does."""

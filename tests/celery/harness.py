@@ -48,6 +48,15 @@ async def work(ctx: Context, key: str, seconds: float = 0) -> str:
 
 
 @task
+async def hold(ctx: Context, key: str) -> str:
+    note("begin", key)
+    while not cured():
+        await asyncio.sleep(0.05)
+    note("end", key)
+    return key
+
+
+@task
 async def join(ctx: Context, parts: list[str], key: str) -> str:
     note("begin", key)
     note("end", key)
@@ -80,7 +89,7 @@ async def crash(ctx: Context, key: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     note("end", key)
 '''
-NAMES = "crash, echo, fail, give_up, join, work"
+NAMES = "crash, echo, fail, give_up, hold, join, work"
 LISTED = f"""
 from .tested import {NAMES}
 
@@ -177,6 +186,10 @@ class Service(harness.Service):
     def wait_for_start(self, worker: subprocess.Popen[bytes]) -> None:
         """Wait until a worker consumes."""
         self.wait_for_log(worker, " ready.")
+
+    def cure(self) -> None:
+        """Let tasks end that fail, crash or wait until then."""
+        self.journal.path.with_name("journal.cured").touch()
 
 
 def status(api: httpx2.Client, job_id: str) -> str:

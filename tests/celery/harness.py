@@ -50,8 +50,12 @@ async def work(ctx: Context, key: str, seconds: float = 0) -> str:
 @task
 async def hold(ctx: Context, key: str) -> str:
     note("begin", key)
-    while not cured():
-        await asyncio.sleep(0.05)
+    try:
+        while not cured():
+            await asyncio.sleep(0.05)
+    except asyncio.CancelledError:
+        note("cancel", key)
+        raise
     note("end", key)
     return key
 
@@ -102,7 +106,7 @@ from typing import Any
 from fastapi import APIRouter, HTTPException
 
 from ..tasks import TASKS
-from ..tasks.tested import give_up, join, work
+from ..tasks.tested import echo, give_up, hold, join, work
 from ..queue import Job, Workflow
 from .deps import ServiceQueue
 
@@ -135,13 +139,17 @@ async def enqueue(
 
 @router.post("/faults/chords/{body}", status_code=202)
 async def chord(
-    body: str, keys: list[str], queue: ServiceQueue, seconds: float = 0, failing: bool = False
+    body: str, keys: list[str], queue: ServiceQueue, held: str = "", failing: str = ""
 ) -> str:
     """Work at the same time, then join what comes of it."""
-    header = [work.s(key=key, seconds=seconds) for key in keys]
-    if failing:
-        header.append(give_up.s(key="failing"))
+    header = [work.s(key=key) for key in keys]
+    header += [hold.s(key=held)] * bool(held) + [give_up.s(key=failing)] * bool(failing)
     return await queue.chord(header, join.s(key=body))
+
+
+@router.post("/faults/chains/{last}", status_code=202)
+async def chain(last: str, first: str, queue: ServiceQueue) -> str:
+    return await queue.chain(hold.s(key=first), echo.s(), echo.s())
 
 
 @router.get("/faults/workflows/{workflow_id}")

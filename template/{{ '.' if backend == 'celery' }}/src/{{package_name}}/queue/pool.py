@@ -36,6 +36,13 @@ class JobPool(TaskPool):  # type: ignore[misc] # Celery has no types
 class JobRequest(Request):  # type: ignore[misc] # as above
     """A message, whose job is cancelled where Celery would kill a process."""
 
+    def __init__(self, message: Any, **options: Any) -> None:
+        delivery = message.delivery_info
+        if "sqs_message" in delivery:  # which has a count in place of AMQP's mark
+            count = delivery["sqs_message"]["Attributes"]["ApproximateReceiveCount"]
+            delivery["redelivered"] = int(count) > 1
+        super().__init__(message, **options)
+
     def terminate(self, pool: Any, signal: Any = None) -> None:  # noqa: ARG002 - Celery's
         """Abort the job, as `revoke(terminate=True)` and Flower's button ask."""
         self.task.app.runner.abort(self.id)

@@ -115,4 +115,8 @@ class Publisher:
     def _errors(self) -> tuple[type[BaseException], ...]:
         connection = getattr(self._own, "connection", None)
         known = (*connection.connection_errors, *connection.channel_errors) if connection else ()
+        if self._settings.broker() == "sqs":
+            from botocore.exceptions import ClientError  # noqa: PLC0415 - absent elsewhere
+
+            known = (*known, ClientError)
         return (OperationalError, OSError, *known)

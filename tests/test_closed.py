@@ -315,7 +315,7 @@ def test_valkey_lets_the_service_do_all_its_work(
         worker = programs.start("my-service", "worker")
         reach(job_id, "complete")
         chain_id = api.post("/api/v1/chain").json()
-        chain = f"/api/v1/chains/{chain_id}"
+        chain = f"/api/v1/workflows/{chain_id}"
         wait_until(lambda: api.get(chain).json()["status"] == "complete")
         assert [job["result"] for job in api.get(chain).json()["jobs"]] == [2, 3, 4]
 

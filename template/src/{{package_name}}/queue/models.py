@@ -77,15 +77,6 @@ class DeadJob(Job):
     traceback: str = ""
 
 
-class Chain(BaseModel):
-    """The state of a chain: its tasks, and the jobs of the steps that have been enqueued."""
-
-    chain_id: str
-    status: JobStatus
-    tasks: list[str]
-    jobs: list[Job]
-
-
 class Workflow(BaseModel):
     """The state of a chain, group or chord: its tasks, and those of its jobs that are enqueued."""
 

@@ -15,7 +15,7 @@ from .errors import (
     QueueUnavailableError,
     Retry,
 )
-from .models import Chain, DeadJob, Job, JobContext, JobStatus, QueueHealth, Receipt
+from .models import DeadJob, Job, JobContext, JobStatus, QueueHealth, Receipt, Workflow
 from .monitor import Monitor
 from .monitoring import BOUNDS, JobDetails, Overview, TaskFigures
 from .retry import RetryPolicy
@@ -25,7 +25,6 @@ from .worker import Worker
 
 __all__ = [
     "BOUNDS",
-    "Chain",
     "CurrentJob",
     "DeadJob",
     "DeadJobs",
@@ -51,6 +50,7 @@ __all__ = [
     "TaskFigures",
     "TaskQueue",
     "Worker",
+    "Workflow",
     "current_job",
     "open_queue",
     "task",

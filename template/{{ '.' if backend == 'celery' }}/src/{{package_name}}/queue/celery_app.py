@@ -5,7 +5,6 @@ from collections.abc import Iterable
 from typing import Any
 
 from celery import Celery
-from celery.backends.redis import RedisBackend
 from celery.schedules import crontab
 from kombu import serialization
 from kombu.entity import Queue
@@ -19,40 +18,9 @@ CONTENT_TYPE = "application/x-plain-json"
 CONSUMERS = 10  # connections of a worker's process, and of Flower's
 LONG = 30  # seconds
 OUTAGE = 120  # seconds that a worker waits for the broker with the next job of a workflow
+QUEUE_ARGUMENTS = {"amqp": {"x-queue-type": "quorum"}}  # which survives a node
 
 serialization.register(SERIALIZER, json.dumps, json.loads, CONTENT_TYPE, "utf-8")
-
-
-class QuietRedisBackend(RedisBackend):  # type: ignore[misc] # Celery has no types
-    """Redis for results, to which only those subscribe who wait for one with `get()`.
-
-    Celery's own subscribes to the result of every job that it sends, and reads none of them.
-    """
-
-    def on_task_call(self, producer: Any, task_id: str) -> None:
-        """Do not subscribe."""
-
-    def add_pending_result(self, result: Any, *_: Any, **__: Any) -> Any:
-        """Do not subscribe."""
-        return result
-
-    def remove_pending_result(self, result: Any) -> Any:
-        """Unsubscribe, if there is a subscription."""
-        if not self.result_consumer.subscribed_to:
-            return result
-        return super().remove_pending_result(result)
-
-    def wait_for_pending(self, result: Any, *args: Any, **options: Any) -> Any:
-        """Subscribe, and wait for a result."""
-        super().add_pending_result(result)
-        return super().wait_for_pending(result, *args, **options)
-
-    def iter_native(self, result: Any, *args: Any, **options: Any) -> Any:
-        """Subscribe, and wait for the results of a group."""
-        for each in result.results:
-            super().add_pending_result(each)
-        base: Any = super()
-        return base.iter_native(result, *args, **options)
 
 
 def create_celery(settings: QueueSettings, tasks: Iterable[Task[..., Any]]) -> Any:
@@ -64,11 +32,11 @@ def create_celery(settings: QueueSettings, tasks: Iterable[Task[..., Any]]) -> A
     tasks = list(tasks)
     _validate(tasks, settings)
     settings.data_dir.mkdir(parents=True, exist_ok=True)  # of beat's schedule, and of SQLite
-    url = settings.broker_url.get_secret_value()
+    broker = settings.broker()
     app: Any = Celery(settings.queue_name, set_as_current=False)
     default = settings.celery_queue("default")
     app.conf.update(
-        broker_url=url,
+        broker_url=settings.broker_url.get_secret_value(),
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
         broker_connection_timeout=4,
@@ -81,6 +49,7 @@ def create_celery(settings: QueueSettings, tasks: Iterable[Task[..., Any]]) -> A
         worker_cancel_long_running_tasks_on_connection_loss=False,
         worker_hijack_root_logger=False,
         worker_send_task_events=False,
+        worker_enable_remote_control=broker != "sqs",  # which would be queues of its own
         worker_proc_alive_timeout=LONG,
         task_acks_late=True,
         task_reject_on_worker_lost=True,
@@ -88,7 +57,7 @@ def create_celery(settings: QueueSettings, tasks: Iterable[Task[..., Any]]) -> A
         task_create_missing_queues=False,
         task_routes={task.name: {"queue": settings.celery_queue(task.queue)} for task in tasks},
         task_queues=[
-            Queue(settings.celery_queue(name), queue_arguments=queue_arguments(url))
+            Queue(settings.celery_queue(name), queue_arguments=QUEUE_ARGUMENTS.get(broker))
             for name in dict.fromkeys(["default", *settings.queues])
         ],
         task_serializer=SERIALIZER,
@@ -121,39 +90,48 @@ def create_celery(settings: QueueSettings, tasks: Iterable[Task[..., Any]]) -> A
 
 def consumer_options(settings: QueueSettings) -> dict[str, Any]:
     """Return what a worker's connections need, by the broker's kind."""
-    url = settings.broker_url.get_secret_value()
-    if url.startswith("redis"):
-        return {
-            "visibility_timeout": settings.visibility_timeout,
-            "unacked_restore_throttle": 1,
-            "socket_connect_timeout": 4,
-            "socket_keepalive": True,
-            "health_check_interval": 10,
-        }
-    return {"confirm_publish": True}
+    match settings.broker():
+        case "redis":
+            return {
+                "visibility_timeout": settings.visibility_timeout,
+                "unacked_restore_throttle": 1,
+                "socket_connect_timeout": 4,
+                "socket_keepalive": True,
+                "health_check_interval": 10,
+            }
+        case "sqs":
+            return {
+                "visibility_timeout": settings.visibility_timeout,
+                "is_secure": False,  # of a URL with a host, such as moto's; AWS has TLS
+                "polling_interval": 0.1,  # between two requests that wait for messages themselves
+            }
+        case _:
+            return {"confirm_publish": True}
 
 
 def publisher_options(settings: QueueSettings) -> dict[str, Any]:
     """Return what connections need that must answer within a second."""
-    if settings.broker_url.get_secret_value().startswith("redis"):
-        seconds = {"socket_timeout": 1, "socket_connect_timeout": 1}
-    else:
-        seconds = {"read_timeout": 1, "write_timeout": 1, "confirm_timeout": 1}
-    return consumer_options(settings) | seconds
-
-
-def queue_arguments(url: str) -> dict[str, Any] | None:
-    """Return how a queue is declared: RabbitMQ's are quorum queues, which survive a node."""
-    return {"x-queue-type": "quorum"} if url.startswith("amqp") else None
+    seconds: dict[str, dict[str, Any]] = {
+        "redis": {"socket_timeout": 1, "socket_connect_timeout": 1},
+        "amqp": {"read_timeout": 1, "write_timeout": 1, "confirm_timeout": 1},
+        "sqs": {
+            "client-config": {
+                "connect_timeout": 1,
+                "read_timeout": 1,
+                "retries": {"total_max_attempts": 1},
+            }
+        },
+    }
+    return consumer_options(settings) | seconds[settings.broker()]
 
 
 def result_backend(settings: QueueSettings) -> str:
     """Return where Celery stores results, for `AsyncResult` and the counting of chords."""
     if settings.result_backend:
         return settings.result_backend.get_secret_value()
-    url = settings.broker_url.get_secret_value()
-    if url.startswith("redis"):
-        return f"{__name__}:{QuietRedisBackend.__name__}+{url}"
+    if settings.broker() == "redis":
+        url = settings.broker_url.get_secret_value()
+        return f"{__package__}.redis_results:QuietRedisBackend+{url}"
     return f"db+{settings.sqlalchemy_url()}"
 
 

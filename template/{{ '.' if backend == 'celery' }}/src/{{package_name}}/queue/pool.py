@@ -57,6 +57,10 @@ class JobRequest(Request):  # type: ignore[misc] # as above
     """A message, whose job is cancelled where Celery would kill a process."""
 
     def __init__(self, message: Any, *, connection_errors: Any = (), **options: Any) -> None:
+        delivery = message.delivery_info
+        if "sqs_message" in delivery:  # which has a count in place of AMQP's mark
+            count = delivery["sqs_message"]["Attributes"]["ApproximateReceiveCount"]
+            delivery["redelivered"] = int(count) > 1
         # As kombu says that Redis has closed the connection: it must not end the worker.
         errors = (*connection_errors, AttributeError)
         super().__init__(message, connection_errors=errors, **options)

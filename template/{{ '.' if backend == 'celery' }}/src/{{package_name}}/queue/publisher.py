@@ -9,6 +9,7 @@ import logging
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from importlib import import_module
 from typing import Any, TypeVar
 
 from kombu.connection import Connection
@@ -120,4 +121,7 @@ class Publisher:
     def _errors(self) -> tuple[type[BaseException], ...]:
         connection = getattr(self._own, "connection", None)
         known = (*connection.connection_errors, *connection.channel_errors) if connection else ()
+        if self._settings.broker() == "sqs":
+            boto: Any = import_module("botocore.exceptions")  # absent elsewhere
+            known = (*known, boto.ClientError)
         return (OperationalError, OSError, *known)

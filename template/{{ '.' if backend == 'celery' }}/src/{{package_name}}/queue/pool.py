@@ -1,4 +1,4 @@
-"""Celery's threads pool, consumer and messages, whose jobs can be cancelled, and outlast a connection."""
+"""Celery's pool, consumer and messages: jobs can be cancelled, and outlast a connection."""
 
 from functools import partial
 from typing import Any
@@ -10,6 +10,7 @@ from celery.worker.request import Request
 from .attempt import Interruption
 
 LONGEST_PAUSE = 5  # seconds
+
 
 class JobPool(TaskPool):  # type: ignore[misc] # Celery has no types
     """Threads that wait for jobs of one event loop, which starts and ends with them."""

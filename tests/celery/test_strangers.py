@@ -1,14 +1,14 @@
 """Messages that the service did not send: they run no code, and stop nobody."""
 
+import base64
 import json
 import os
 from pathlib import Path
 from typing import Any
 
-import pytest
 from faults.harness import dead, enqueue, job, until
 
-from .brokers import Broker, Valkey
+from .brokers import Broker
 from .harness import Service, status
 
 # It runs in the service's environment, which has kombu.
@@ -29,8 +29,6 @@ PLAIN = {"content_type": "application/x-plain-json", "content_encoding": "utf-8"
 
 def message(body: str | bytes, kind: dict[str, str], **headers: object) -> dict[str, object]:
     """Return a message for `SEND`."""
-    import base64
-
     data = body if isinstance(body, bytes) else body.encode()
     return {"body": base64.b64encode(data).decode(), "headers": headers, **kind}
 
@@ -140,24 +138,6 @@ def test_arguments_that_look_like_objects_of_kombu_arrive_unchanged(
             [job_id] = enqueue(api, "echo", {"value": value})
             until(lambda: status(api, job_id) == "complete", f"{value} does not end")  # noqa: B023
             assert job(api, job_id)["result"] == value
-
-
-@pytest.mark.parametrize("broker", ["redis"], indirect=True)
-@pytest.mark.parametrize("entry", [b"no JSON", b"[]", b"{}", b'{"body": 5, "properties": {}}'])
-def test_what_is_no_message_stops_no_worker(
-    home: Path, tmp_path: Path, broker: Broker, entry: bytes
-) -> None:
-    assert isinstance(broker, Valkey)
-    with Service(home, tmp_path, broker) as service:
-        api = service.start_api()
-        [worker] = service.start_workers(1)
-        broker.client().lpush("my-service", entry)
-        [job_id] = enqueue(api, "work", {"key": "next"})
-        until(
-            lambda: status(api, job_id) == "complete" or worker.poll() is not None,
-            "others do not run",
-        )
-        assert worker.poll() is None, "it has ended the worker"
 
 
 def send(service: Service, broker: Broker, stranger: dict[str, object]) -> None:

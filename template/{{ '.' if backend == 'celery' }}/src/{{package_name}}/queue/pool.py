@@ -1,5 +1,6 @@
 """Celery's pool, consumer and messages: jobs can be cancelled, and outlast a connection."""
 
+import logging
 from functools import partial
 from typing import Any
 
@@ -10,6 +11,7 @@ from celery.worker.request import Request
 from .attempt import Interruption
 
 LONGEST_PAUSE = 5  # seconds
+logger = logging.getLogger(__name__)
 
 
 class JobPool(TaskPool):  # type: ignore[misc] # Celery has no types
@@ -41,6 +43,23 @@ class JobConsumer(Consumer):  # type: ignore[misc] # as above
     """Celery's consumer, whose jobs go on while the broker is away."""
 
     task_consumer: Any
+    connection_errors: Any
+    channel_errors: Any
+
+    def create_task_handler(self, *args: Any, **options: Any) -> Any:
+        """Return what takes a message; one that Celery cannot read would end the worker."""
+        handle = super().create_task_handler(*args, **options)
+
+        def handle_safely(message: Any) -> None:
+            try:
+                handle(message)
+            except (*self.connection_errors, *self.channel_errors):
+                raise
+            except Exception:
+                logger.exception("a message is refused")
+                message.ack()
+
+        return handle_safely
 
     def ensure_connected(self, conn: Any) -> Any:
         """Connect, with a few seconds between attempts, however many there were."""

@@ -16,8 +16,10 @@ from typing import Any, TypeVar
 
 import uvloop
 from celery import exceptions
+from pydantic_core import to_json
 from sqlalchemy.exc import InterfaceError, OperationalError
 
+from .arguments import check_json
 from .attempt import (
     Again,
     Attempt,
@@ -31,7 +33,7 @@ from .attempt import (
 )
 from .celery_app import celery_rate
 from .client import TaskQueue, open_queue
-from .errors import JobExpiredError, QueueUnavailableError, WorkerLostError
+from .errors import InvalidArgumentError, JobExpiredError, QueueUnavailableError, WorkerLostError
 from .models import JobContext, JobStatus
 from .settings import QueueSettings
 from .store import Begun, Ended, NewJob, Store
@@ -181,13 +183,19 @@ class Runner:
         request = celery_task.request
         if (name := request.get("result_argument")) and args:
             args, kwargs = args[1:], {**kwargs, name: args[0]}
+        try:
+            positional, arguments = _document(args), _document(kwargs)
+        except ValueError:
+            positional = arguments = ""
+        most = self._settings.max_payload
+        refused = not arguments or (name is None and len(positional) + len(arguments) > most)
         job = NewJob(
             request.id,
             task.name,
             task.queue,
-            json.dumps(kwargs),
+            "{}" if refused else arguments,
             canvas=_canvas(celery_task, args, kwargs),
-            positional=json.dumps(args),
+            positional="[]" if refused else positional,
         )
         delivery: Any = request.delivery_info or {}
         redelivered = bool(delivery.get("redelivered"))
@@ -196,7 +204,12 @@ class Runner:
             raise exceptions.Ignore
         if isinstance(begun, Ended):
             return self._repeat(celery_task, begun)
-        outcome = self._attempt(task, job, begun, args, kwargs)
+        if refused:
+            problem = f"{task.name}: the arguments are no JSON, or have more than {most} bytes"
+            outcome: Outcome = failure(InvalidArgumentError(problem))
+            _log(job, outcome)
+        else:
+            outcome = self._attempt(task, job, begun, args, kwargs)
         return self._settle(celery_task, job, outcome)
 
     def _attempt(
@@ -331,6 +344,17 @@ class Runner:
     async def _seconds_to_next(self) -> float:
         due_at = await self._queue.read(self._store.next_due)
         return TICK if due_at is None else min(TICK, max(0.0, due_at - time.time()))
+
+
+def _document(values: Any) -> str:
+    """Serialize arguments for the record.
+
+    Raises:
+        ValueError: They come from a message of a stranger, and are not JSON as others can read it.
+    """
+    document = to_json(values)
+    check_json(document)
+    return document.decode()
 
 
 def _canvas(celery_task: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:

@@ -2,6 +2,7 @@
 
 import subprocess
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx2
@@ -123,8 +124,6 @@ def enqueue_later(api: httpx2.Client, key: str, delay: float) -> list[str]:
 
 def seconds_since(moment: str) -> float:
     """Return the seconds since a moment that the API has named."""
-    from datetime import UTC, datetime
-
     return (datetime.now(UTC) - datetime.fromisoformat(moment)).total_seconds()
 
 

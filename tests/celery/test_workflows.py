@@ -11,7 +11,7 @@ from .harness import Service
 from .test_crashes import CRASHES
 
 
-def start(api: httpx2.Client, path: str, **options: Any) -> str:
+def start(api: httpx2.Client, path: str, **options: Any) -> str:  # noqa: ANN401 - httpx2's
     """Start a workflow; it must be accepted."""
     answer = api.post(f"/faults/{path}", **options)
     assert answer.status_code == 202, answer.text

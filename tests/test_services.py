@@ -41,6 +41,8 @@ EVERY_COMBINATION += [
         ("redis", False, False),
         ("rabbitmq", True, False),
         ("rabbitmq", False, True),
+        ("sqs", True, True),
+        ("sqs", False, False),
     )
 ]
 

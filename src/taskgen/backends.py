@@ -71,15 +71,16 @@ BACKENDS = (
         generated=True,
         async_native="The generated service's tasks are coroutines, on one event loop per worker; "
         "Celery itself has pools of processes, threads or greenlets.",
-        broker="Redis, Valkey or RabbitMQ here; Celery knows more.",
-        workflows="Chain, group and chord, with a route for their state.",
-        monitoring="Flower, events, and exporters for Prometheus; job status by an API.",
+        broker="Redis, Valkey, RabbitMQ or SQS here; Celery knows more.",
+        workflows="Chain, group and chord, whose steps mypy checks; a route for their state.",
+        monitoring="Flower, events, and exporters for Prometheus (none of them on SQS); job status "
+        "by an API. The generated service has no jobs page and no metrics.",
         persistence="Messages are in the broker, records in the database: they survive restarts of "
         "the API and of the workers, and run at least once.",
         complexity="High: a broker, a database, workers and beat, and many settings.",
-        when_to_use="Workflows of many steps, RabbitMQ, or a team that runs Celery already.",
+        when_to_use="Workflows of many steps, RabbitMQ or SQS, or a team that runs Celery already.",
         when_not="A small async service that needs no more than Redis: each job costs more, and on "
-        "Redis those of a killed worker wait for the visibility timeout.",
+        "Redis and SQS those of a killed worker wait for the visibility timeout.",
     ),
     Backend(
         key="background",

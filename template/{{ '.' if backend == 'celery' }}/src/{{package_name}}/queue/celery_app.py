@@ -103,7 +103,8 @@ def consumer_options(settings: QueueSettings) -> dict[str, Any]:
             return {
                 "visibility_timeout": settings.visibility_timeout,
                 "is_secure": False,  # of a URL with a host, such as moto's; AWS has TLS
-                "polling_interval": 0.1,  # between two requests that wait for messages themselves
+                "wait_time_seconds": settings.sqs_wait,
+                "polling_interval": 0.1,  # between two requests that found nothing
             }
         case _:
             return {"confirm_publish": True}

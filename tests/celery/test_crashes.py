@@ -72,7 +72,7 @@ def test_no_job_is_lost_when_workers_and_the_broker_are_killed(
             client.join()
         journal.wait_for("end", set(accepted))
         for job_id in accepted.values():
-            until(lambda each=job_id: status(api, each) == "complete", f"{job_id} is not complete")
+            until(lambda: status(api, job_id) == "complete", f"{job_id} is not complete")  # noqa: B023
         assert all(worker.poll() is None for worker in workers)
         journal.assert_never_twice_at_once(killed=killed)
         assert not api.get("/dead").json()

@@ -48,7 +48,8 @@ class JobConsumer(Consumer):  # type: ignore[misc] # as above
 
     def create_task_handler(self, *args: Any, **options: Any) -> Any:
         """Return what takes a message; one that Celery cannot read would end the worker."""
-        handle = super().create_task_handler(*args, **options)
+        base: Any = super()
+        handle = base.create_task_handler(*args, **options)
 
         def handle_safely(message: Any) -> None:
             try:

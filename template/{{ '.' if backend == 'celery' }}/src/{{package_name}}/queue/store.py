@@ -294,13 +294,7 @@ class Store:
                 if row.status == WITHDRAWN or not redelivered:
                     return None
                 return Ended(JobStatus(row.status), row.result, _error(row))
-            if row.status == JobStatus.IN_PROGRESS and not redelivered:
-                return None
-            if row.status == JobStatus.IN_PROGRESS and self._lives(connection, row.worker):
-                goes_on = update(jobs).where(jobs.c.id == new.id)
-                connection.execute(goes_on.values(has_message=False))
-                return None
-            if redelivered and row.status == JobStatus.DEFERRED and row.due_at > now:
+            if self._goes_on(connection, row, redelivered=redelivered):
                 return None
             change: dict[str, Any] = {
                 "status": JobStatus.IN_PROGRESS,
@@ -319,6 +313,17 @@ class Store:
             return Ended(JobStatus.ABORTED, None, None)
         late = 0 if row.attempts else now - row.due_at
         return Begun(row.attempts + 1, to_datetime(row.enqueued_at), late)
+
+    def _goes_on(self, connection: Connection, row: Row[Any], *, redelivered: bool) -> bool:
+        """Return whether a job runs, or will run again, without this message."""
+        if row.status == JobStatus.DEFERRED:
+            return redelivered and bool(row.due_at > time.time())
+        if row.status != JobStatus.IN_PROGRESS or not redelivered:
+            return bool(row.status == JobStatus.IN_PROGRESS)
+        if not self._lives(connection, row.worker):
+            return False
+        connection.execute(update(jobs).where(jobs.c.id == row.id).values(has_message=False))
+        return True
 
     def complete(self, job_id: str, result: str) -> None:
         """Store a result."""

@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequenc
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime, timedelta
+from importlib import import_module
 from typing import Any, ParamSpec, Self, TypeVar
 from uuid import uuid4
 
@@ -323,6 +324,8 @@ async def open_queue(
         wait: Wait while the broker is away, as a worker does, instead of raising
             `QueueUnavailableError` after `ENQUEUE_TIMEOUT`, as the API does.
     """
+    if settings.broker() == "sqs":  # whose libraries take a second to load
+        await asyncio.to_thread(import_module, "kombu.transport.SQS")
     queue = TaskQueue(app or create_celery(settings, ()), settings, wait=wait)
     try:
         yield queue

@@ -434,11 +434,6 @@ class Store:
         with self.writing() as connection:
             connection.execute(sign.on_conflict_do_update(index_elements=["name"], set_=values))
 
-    def sign_off(self, worker: str) -> None:
-        """Forget a worker that ends."""
-        with self.writing() as connection:
-            connection.execute(delete(workers).where(workers.c.name == worker))
-
     def living_workers(self, seconds: float) -> list[str]:
         """Return the workers that have shown a sign of life of late."""
         found = select(workers.c.name).where(workers.c.seen_at > time.time() - seconds)

@@ -5,17 +5,18 @@ import inspect
 import logging
 from collections import deque
 from concurrent.futures import Executor
-from contextvars import copy_context
-from dataclasses import dataclass
+from contextvars import ContextVar, copy_context
+from dataclasses import dataclass, field
 from enum import Enum
 from traceback import TracebackException
 from typing import Any
 
 from pydantic_core import to_json
 
+from . import tracing
 from .arguments import check_json
 from .errors import PUBLIC, InvalidResultError, JobTimeoutError, Retry
-from .models import JobContext
+from .models import CurrentJob, JobContext
 from .task import Task
 
 logger = logging.getLogger(__name__)
@@ -25,6 +26,7 @@ LONGEST_NAME = 200  # characters
 LONGEST_MESSAGE = 2_000  # characters
 LONGEST_TRACEBACK = 20_000  # characters
 
+_current_job: ContextVar[CurrentJob | None] = ContextVar("current_job", default=None)
 _left_behind: set[Any] = set()
 
 
@@ -61,14 +63,20 @@ class Failure:
     message: str
     traceback: str = ""
     public: bool = False
+    error: BaseException | None = field(default=None, compare=False, repr=False)
+
+    def __str__(self) -> str:
+        """Return it in one line."""
+        return f"{self.type}: {self.message}" if self.message else self.type
 
 
 @dataclass(frozen=True, slots=True)
 class Again:
-    """The job runs again, after a delay in seconds."""
+    """The job runs again, after a delay in seconds; `error` is an exception's type, if one is why."""
 
     delay: float
     reason: str
+    error: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,15 +98,22 @@ class Attempt:
         context: The first argument of the task's function.
         limits: What counts where the task does not say.
         executor: Runs tasks that are not `async`.
+        trace: The trace that it is part of, as the job carries it.
     """
 
     def __init__(
-        self, task: Task[..., Any], context: JobContext[Any], limits: Limits, executor: Executor
+        self,
+        task: Task[..., Any],
+        context: JobContext[Any],
+        limits: Limits,
+        executor: Executor,
+        trace: tracing.Trace | None = None,
     ) -> None:
         self._task = task
         self._context = context
         self._limits = limits
         self._executor = executor
+        self._trace = trace
         self._cause: Interruption | None = None
         self._work: asyncio.Task[Returned] | None = None
         self._news: asyncio.Future[None] | None = None
@@ -126,13 +141,28 @@ class Attempt:
         Returns:
             The outcome. Whatever the function raises is part of it.
         """
+        task, context = self._task, self._context
+        with tracing.processing(task.name, task.queue, context, self._trace):
+            # Not reset: what is logged of the outcome is of this job, too, and each attempt has an
+            # asyncio task of its own.
+            _current_job.set(CurrentJob(task.name, context, tracing.current_trace_id()))
+            outcome = await self._run(positional, named)
+            match outcome:
+                case Failure(type=name) | Again(error=name) if name:
+                    tracing.note_error(name)
+                case _:
+                    pass
+            return outcome
+
+    async def _run(self, positional: tuple[Any, ...], named: dict[str, Any]) -> Outcome:
         try:
             args, kwargs = self._task.arguments.decode(positional, named)
             result = await self._call(args, kwargs)
             return Success(self._encode(result))
         except BaseException as error:  # noqa: BLE001 - SystemExit and the like end only their job
             outcome = self.decide(error)
-            error.__traceback__ = None  # it refers to this attempt, and this to the error
+            if not isinstance(outcome, Failure):  # `log_failure` needs it
+                error.__traceback__ = None  # it refers to this attempt, and this to the error
             return outcome
 
     async def _call(self, args: list[Any], kwargs: dict[str, Any]) -> Any:
@@ -217,8 +247,13 @@ class Attempt:
                 delay = min(error.defer, LONGEST_DELAY) if error.defer > 0 else 0  # NaN is none
                 return Again(delay, describe(error))
         elif self._task.retry.allows(error, number):
-            return Again(self._task.retry.delay(number), describe(error))
+            return Again(self._task.retry.delay(number), describe(error), _type(error))
         return failure(error)
+
+
+def current_job() -> CurrentJob | None:
+    """Return the job of the attempt that calls this, from its task or from what that calls."""
+    return _current_job.get()
 
 
 def left_behind() -> int:
@@ -229,7 +264,28 @@ def left_behind() -> int:
 def failure(error: BaseException) -> Failure:
     """Describe an exception for storage, cut to a bounded size."""
     public = isinstance(error, PUBLIC)
-    return Failure(_type(error), _message(error), _traceback(error), public)
+    return Failure(_type(error), _message(error), _traceback(error), public, error)
+
+
+def log_failure(job_id: str, task: str, attempt: int, failure: Failure) -> None:
+    """Log that a job failed for good, and why; the exception is for collectors such as Sentry."""
+    error = failure.error
+    if error is None:
+        return
+    if logger.isEnabledFor(logging.ERROR):
+        record = logger.makeRecord(
+            logger.name,
+            logging.ERROR,
+            __file__,
+            0,
+            "job %s (%s) failed: %s",
+            (job_id, task, str(failure)),
+            (type(error), error, error.__traceback__),
+            extra={"job_id": job_id, "task": task, "attempt": attempt},
+        )
+        record.exc_text = failure.traceback  # of bounded size: no handler formats the exception
+        logger.handle(record)
+    error.__traceback__ = None  # it refers to the attempt
 
 
 def describe(error: BaseException) -> str:

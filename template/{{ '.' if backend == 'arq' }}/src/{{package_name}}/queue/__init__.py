@@ -3,6 +3,7 @@
 README.md in this folder tells how it works.
 """
 
+from .attempt import current_job
 from .client import TaskQueue, open_queue
 from .dead import DeadJobs
 from .errors import (
@@ -14,14 +15,16 @@ from .errors import (
     QueueUnavailableError,
     Retry,
 )
-from .models import Chain, DeadJob, Job, JobContext, JobStatus, QueueHealth, Receipt
+from .models import Chain, CurrentJob, DeadJob, Job, JobContext, JobStatus, QueueHealth, Receipt
 from .retry import RetryPolicy
 from .settings import QueueSettings
 from .task import Step, Task, task
+from .tracing import current_trace_id
 from .worker import Worker
 
 __all__ = [
     "Chain",
+    "CurrentJob",
     "DeadJob",
     "DeadJobs",
     "Discard",
@@ -42,6 +45,8 @@ __all__ = [
     "Task",
     "TaskQueue",
     "Worker",
+    "current_job",
+    "current_trace_id",
     "open_queue",
     "task",
 ]

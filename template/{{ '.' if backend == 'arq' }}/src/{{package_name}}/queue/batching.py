@@ -3,6 +3,7 @@
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
+from contextvars import Context
 from typing import Generic, Protocol, TypeVar
 
 MOST_ITEMS = 1000
@@ -37,7 +38,8 @@ class Batcher(Generic[Item, Reply]):
         future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, future))
         if self._sender is None:  # it begins when all tasks of this turn have put theirs
-            self._sender = asyncio.create_task(self._send_all())
+            # In a context of its own: it sends for others than the job or request that is first.
+            self._sender = asyncio.create_task(self._send_all(), context=Context())
         return await future
 
     async def _send_all(self) -> None:

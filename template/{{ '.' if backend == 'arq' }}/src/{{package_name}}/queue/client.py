@@ -16,6 +16,7 @@ from arq import ArqRedis
 from pydantic import ValidationError
 from pydantic_core import from_json, to_json
 
+from . import tracing
 from .batching import MOST_ITEMS
 from .connection import Script, connect, passes, translate_redis_errors
 from .dead import DeadJobs
@@ -122,11 +123,12 @@ class TaskQueue:
         """
         encoded = [(self._encode(task, (), call), task.unique_key(**call)) for call in calls]
         receipts: list[Receipt] = []
-        for first in range(0, len(encoded), MOST_ITEMS):
-            some = enumerate(encoded[first : first + MOST_ITEMS], first)
-            receipts += await asyncio.gather(
-                *(self._send(task, *each, index=f":{index}") for index, each in some)
-            )
+        with tracing.sending(task.name, task.queue, len(encoded)):
+            for first in range(0, len(encoded), MOST_ITEMS):
+                some = enumerate(encoded[first : first + MOST_ITEMS], first)
+                receipts += await asyncio.gather(
+                    *(self._send(task, *each, index=f":{index}") for index, each in some)
+                )
         return receipts
 
     async def schedule(self, task: Task[..., Any], now: datetime, /) -> None:
@@ -174,13 +176,6 @@ class TaskQueue:
         stored = [self._stored_step(step) for step in steps]
         first, *rest = stored
         link = ChainLink(id=chain_id, index=0, steps=rest)
-        document = job_document(
-            first.task,
-            to_json(first.arguments),
-            _now_ms(),
-            first.queue,
-            chain=to_json(link),
-        )
         record = {
             "tasks": to_json([step.task for step in stored]),
             "jobs": to_json([step.job_id for step in stored]),
@@ -194,7 +189,17 @@ class TaskQueue:
                 await pipe.execute()
 
         await self._ask(store)
-        await self._put(first.queue, first.job_id, document)
+        with tracing.sending(first.task, first.queue):
+            tracing.note_job(first.job_id)
+            document = job_document(
+                first.task,
+                to_json(first.arguments),
+                _now_ms(),
+                first.queue,
+                chain=to_json(link),
+                trace=tracing.current_trace(),
+            )
+            await self._put(first.queue, first.job_id, document)
         return chain_id
 
     async def chain_status(self, chain_id: str, /) -> Chain | None:
@@ -303,7 +308,10 @@ class TaskQueue:
         due: str = "+0",
     ) -> Receipt:
         arguments = self._encode(task, args, kwargs)
-        return await self._send(task, arguments, task.unique_key(*args, **kwargs), due)
+        with tracing.sending(task.name, task.queue):
+            receipt = await self._send(task, arguments, task.unique_key(*args, **kwargs), due)
+            tracing.note_job(receipt.job_id)
+        return receipt
 
     def _encode(
         self, task: Task[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -325,7 +333,8 @@ class TaskQueue:
             job_id, kind = await self._job_id(f"unique:{task.name}:{key}"), "unique"
         elif self._key is not None:
             job_id, kind = await self._job_id(f"key:{task.name}:{self._key}{index}"), "key"
-        document = job_document(task.name, arguments, _now_ms(), task.queue)
+        trace = tracing.current_trace()
+        document = job_document(task.name, arguments, _now_ms(), task.queue, trace=trace)
         stored = await self._put(task.queue, job_id, document, due, kind)
         if kind == "key" and stored and not _same_arguments(stored, arguments):
             raise IdempotencyConflictError(job_id)

@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field, ValidationError
 from pydantic_core import to_json
 
 from .models import Job, JobStatus
+from .tracing import Trace
 
 STORED_MS = 30 * 24 * 60 * 60 * 1000  # how long a job is stored after it was due
 ABORTED = "CancelledError"  # the type of error under which ARQ stores an aborted job
@@ -48,6 +49,7 @@ class StoredJob(BaseModel):
     et: Milliseconds  # when it was enqueued
     q: str | None = None  # its queue
     c: ChainLink | None = None
+    tc: Trace | None = None  # where its sender is in which trace
 
 
 class StoredError(BaseModel):
@@ -99,16 +101,18 @@ def job_document(  # noqa: PLR0913 - the parts of a job
     *,
     positional: bytes = b"[]",
     chain: bytes = b"null",
+    trace: Trace | None = None,
 ) -> bytes:
     """Write a job whose arguments are JSON already."""
     # The order of ARQ's own documents, which claim.lua relies on to find the name quickly.
-    return b'{"t":null,"f":%b,"a":%b,"k":%b,"et":%d,"q":%b,"c":%b}' % (
+    return b'{"t":null,"f":%b,"a":%b,"k":%b,"et":%d,"q":%b,"c":%b%b}' % (
         to_json(task),
         positional,
         arguments,
         enqueued_ms,
         to_json(queue),
         chain,
+        _trace_field(trace),
     )
 
 
@@ -125,7 +129,7 @@ def result_document(  # noqa: PLR0913 - the parts of a result
     """Write a result that is JSON already."""
     chain = b',"c":%b' % to_json(job.c) if job.c else b""
     return (
-        b'{"t":%d,"f":%b,"a":%b,"k":%b,"et":%d,"s":%b,"r":%b,"st":%d,"ft":%d,"q":%b,"id":%b%b}'
+        b'{"t":%d,"f":%b,"a":%b,"k":%b,"et":%d,"s":%b,"r":%b,"st":%d,"ft":%d,"q":%b,"id":%b%b%b}'
         % (
             attempts,
             to_json(job.f),
@@ -139,6 +143,7 @@ def result_document(  # noqa: PLR0913 - the parts of a result
             to_json(job.q),
             to_json(job_id),
             chain,
+            _trace_field(job.tc),
         )
     )
 
@@ -190,6 +195,10 @@ def deserialize(data: bytes) -> dict[str, Any]:
         aborted = result.status() is JobStatus.ABORTED
         document["r"] = CancelledError() if aborted else JobFailedError(result.error())
     return document
+
+
+def _trace_field(trace: Trace | None) -> bytes:
+    return b',"tc":%b' % to_json(trace) if trace else b""
 
 
 def _error_document(value: object) -> dict[str, Any]:

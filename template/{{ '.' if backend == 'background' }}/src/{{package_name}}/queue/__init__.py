@@ -3,6 +3,7 @@
 README.md in this folder tells how it works.
 """
 
+from .attempt import current_job
 from .client import TaskQueue, open_queue
 from .errors import (
     Discard,
@@ -13,13 +14,15 @@ from .errors import (
     QueueUnavailableError,
     Retry,
 )
-from .models import Job, JobContext, JobStatus, QueueHealth, Receipt
+from .models import CurrentJob, Job, JobContext, JobStatus, QueueHealth, Receipt
 from .retry import RetryPolicy
 from .runner import run_jobs_here
 from .settings import QueueSettings
 from .task import Step, Task, task
+from .tracing import current_trace_id
 
 __all__ = [
+    "CurrentJob",
     "Discard",
     "IdempotencyConflictError",
     "InvalidArgumentError",
@@ -37,6 +40,8 @@ __all__ = [
     "Step",
     "Task",
     "TaskQueue",
+    "current_job",
+    "current_trace_id",
     "open_queue",
     "run_jobs_here",
     "task",

@@ -22,6 +22,7 @@ from .attempt import (
     Success,
     failure,
     left_behind,
+    log_failure,
 )
 from .client import ABORTED, PERIODIC, TaskQueue
 from .errors import JobExpiredError, QueueUnavailableError
@@ -158,7 +159,7 @@ class Runner:
             return failure(JobExpiredError(f"it was due too long ago, by {late:.0f} s"))
         context = JobContext(self._resources, record.job_id, record.attempts, record.enqueued_at)
         limits = Limits(settings.job_timeout, settings.max_attempts, settings.max_result)
-        record.attempt = Attempt(record.task, context, limits, self._threads)
+        record.attempt = Attempt(record.task, context, limits, self._threads, record.trace)
         try:
             return await record.attempt.run((), from_json(record.arguments))
         finally:
@@ -170,9 +171,9 @@ class Runner:
         match outcome:
             case Success(document):
                 self._table.finish(record, JobStatus.COMPLETE, result=document)
-            case Failure(type_, message, traceback, public):
-                error = f"{type_}: {message}" if message else type_
-                logger.error("job %s (%s) failed: %s\n%s", record.job_id, name, error, traceback)
+            case Failure(public=public):
+                log_failure(record.job_id, name, record.attempts, outcome)
+                error = str(outcome)
                 self._table.finish(record, JobStatus.FAILED, error=error, error_is_public=public)
                 return
             case Again(delay, reason):

@@ -14,6 +14,7 @@ from .errors import QueueUnavailableError
 from .models import Job, JobStatus
 from .settings import QueueSettings
 from .task import Task
+from .tracing import Trace
 
 
 @dataclass(eq=False, slots=True)
@@ -36,6 +37,7 @@ class Record:
         finished_at: When it finished.
         timer: Ends its wait, if it is not due yet.
         attempt: The running attempt.
+        trace: Where its sender is in which trace.
     """
 
     job_id: str
@@ -53,6 +55,7 @@ class Record:
     finished_at: datetime | None = None
     timer: asyncio.TimerHandle | None = None
     attempt: Attempt | None = None
+    trace: Trace | None = None
 
     @property
     def size(self) -> int:

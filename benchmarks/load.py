@@ -55,13 +55,9 @@ class Connection(asyncio.Protocol):
         self._load.errors += self._load.running
 
 
-async def post(port: int, path: str, body: bytes, connections: int, seconds: float) -> Load:
-    """Post for some time over so many connections."""
-    head = (
-        f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n"
-        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-    )
-    load = Load(head.encode() + body)
+async def post(port: int, request: bytes, connections: int, seconds: float) -> Load:
+    """Send a request for some time over so many connections."""
+    load = Load(request)
     loop = asyncio.get_running_loop()
     opened = [
         await loop.create_connection(lambda: Connection(load), "127.0.0.1", port)
@@ -80,10 +76,17 @@ async def main() -> None:
     parser.add_argument("port", type=int)
     parser.add_argument("path")
     parser.add_argument("body")
+    parser.add_argument("--key", default="")
     parser.add_argument("--connections", type=int, default=50)
     parser.add_argument("--seconds", type=float, default=3)
     options = parser.parse_args()
-    target = (options.port, options.path, options.body.encode(), options.connections)
+    body = options.body.encode()
+    head = (
+        f"POST {options.path} HTTP/1.1\r\nHost: 127.0.0.1:{options.port}\r\n"
+        f"Authorization: Bearer {options.key}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    target = (options.port, head.encode() + body, options.connections)
     await post(*target, seconds=options.seconds / 5)
     start = time.perf_counter()
     load = await post(*target, seconds=options.seconds)

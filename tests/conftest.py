@@ -1,13 +1,17 @@
 """What several test modules use: the command, fake programs, a repository to generate from."""
 
+import json
 import os
+import re
 import shutil
 import stat
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
+from typing import Any
 
+import httpx2
 import pytest
 
 CHECKOUT = Path(__file__).parents[1]
@@ -24,6 +28,52 @@ ENVIRONMENT = {
     "GIT_COMMITTER_EMAIL": "user@example.org",
     "GIT_COMMITTER_NAME": "A user",
 }
+
+API_KEY, ADMIN_TOKEN = "key-of-the-client-of-these-tests-", "token-of-the-operator-of-the-tests"
+KEYS = {"API_KEYS": json.dumps({"client": API_KEY}), "ADMIN_TOKEN": ADMIN_TOKEN}
+
+
+class Authorization(httpx2.Auth):
+    """Sends the key that a path of a generated service wants: a client's, or the operator's."""
+
+    def __init__(self, key: str = API_KEY, token: str = ADMIN_TOKEN) -> None:
+        self._key, self._token = key, token
+
+    def auth_flow(
+        self, request: httpx2.Request
+    ) -> Generator[httpx2.Request, httpx2.Response, None]:
+        """Add the header."""
+        of_client = "/api/v1/" in request.url.path and "/api/v1/dead" not in request.url.path
+        request.headers["Authorization"] = f"Bearer {self._key if of_client else self._token}"
+        yield request
+
+
+# What compose.yaml asks for.
+COMPOSE_KEYS = {
+    "API_KEYS": '{"web": "a-key-of-32-characters-or-more---"}',
+    "ADMIN_TOKEN": "a-token-of-32-characters-or-more--",
+    "VALKEY_PASSWORD": "a-password",
+}
+
+
+def interpolate(compose: Any, variables: Mapping[str, str]) -> Any:  # noqa: ANN401 - YAML's values
+    """Put variables into a parsed compose.yaml, as `docker compose` does.
+
+    Raises:
+        KeyError: One is missing, or empty, that must not be; with compose's message.
+    """
+
+    def replace(found: re.Match[str]) -> str:
+        name, operator, text = found["name"], found["operator"], found["text"] or ""
+        if not name:
+            return "$"
+        value = variables.get(name, "")
+        if not value and operator == ":?":
+            raise KeyError(f"{name}: {text}")
+        return json.dumps(value or text)[1:-1]
+
+    pattern = r"\$(?:\$|\{(?P<name>\w+)(?:(?P<operator>:[?-])(?P<text>[^{}]*))?\})"
+    return json.loads(re.sub(pattern, replace, json.dumps(compose)))
 
 
 def run(

@@ -2,7 +2,7 @@
 
 No Docker engine is needed. The files go through the linters that their owners would use, the
 promises that matter are read from them, and what can run without an engine is run: the commands
-that fill the image, and the probe that tells whether the API is well.
+that fill the image, the probe that tells whether the API is well, and Valkey with its users.
 """
 
 import json
@@ -26,6 +26,7 @@ from typing import Any
 import copier
 import pytest
 import yaml
+from conftest import COMPOSE_KEYS, interpolate
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "parcel_service"
@@ -51,8 +52,9 @@ class Service:
         return self.read(f"src/{module}.py")
 
     def compose(self) -> dict[str, Any]:
-        """Return the parsed compose.yaml."""
-        content: dict[str, Any] = yaml.safe_load(self.read("compose.yaml"))
+        """Return the parsed compose.yaml, with keys in its places."""
+        compose = yaml.safe_load(self.read("compose.yaml"))
+        content: dict[str, Any] = interpolate(compose, COMPOSE_KEYS)
         return content
 
     def built(self) -> list[dict[str, Any]]:
@@ -262,13 +264,44 @@ def test_every_container_comes_back_and_tells_its_health(service: Service) -> No
         assert content["healthcheck"]["test"][0] == "CMD", name
 
 
-def test_our_containers_reap_children_and_hold_no_privileges(service: Service) -> None:
+def test_our_containers_reap_children_and_read_the_settings(service: Service) -> None:
     assert service.built()
     for content in service.built():
         assert content["init"] is True
+        assert content["env_file"] == [{"path": ".env", "required": False}]
+
+
+def test_every_container_is_confined(service: Service) -> None:
+    for content in service.compose()["services"].values():
+        assert content["read_only"] is True
+        assert content["tmpfs"] == ["/tmp"]  # noqa: S108 - of a container
+        assert content["mem_limit"] == "1g"
+        assert content["pids_limit"] == 512
         assert content["cap_drop"] == ["ALL"]
         assert content["security_opt"] == ["no-new-privileges:true"]
-        assert content["env_file"] == [{"path": ".env", "required": False}]
+        assert "build" in content or content["user"] == "valkey", "it runs as root"
+
+
+def test_compose_refuses_to_start_without_keys(service: Service) -> None:
+    compose = yaml.safe_load(service.read("compose.yaml"))
+    needed = {name: key for name, key in COMPOSE_KEYS.items() if name != "VALKEY_PASSWORD"}
+    if service.backend == "arq":
+        needed = COMPOSE_KEYS
+    for name in needed:
+        with pytest.raises(KeyError, match=rf"{name}: set it in \.env"):
+            interpolate(compose, {**needed, name: ""})
+        assert f"#{name}=" in service.read(".env.example")
+    containers = interpolate(compose, needed)["services"]
+    for name in ("API_KEYS", "ADMIN_TOKEN"):
+        assert containers["api"]["environment"][name] == needed[name]
+
+
+def test_keys_reach_neither_git_nor_the_image(service: Service) -> None:
+    (service.path / ".env").touch()
+    run("git", "init", "--quiet", cwd=service.path)
+    run("git", "check-ignore", "--quiet", ".env", cwd=service.path)
+    assert ".env" not in service.copied()
+    assert not [line for line in service.read(".dockerignore").splitlines() if "!.env" in line]
 
 
 def test_api_and_worker_share_their_data(service: Service) -> None:
@@ -329,13 +362,20 @@ def test_worker_is_started_whatever_the_service_is_called(render: Render, name: 
 def test_valkey_loses_no_jobs(arq_service: Service) -> None:
     containers = arq_service.compose()["services"]
     valkey = containers["valkey"]
-    command = " ".join(valkey["command"])
-    assert "--appendonly yes" in command
-    assert "--maxmemory-policy noeviction" in command
+    config = valkey["command"][-1].splitlines()
+    assert "appendonly yes" in config
+    assert "maxmemory-policy noeviction" in config
     assert valkey["volumes"] == ["valkey:/data"]
     for name in ("api", "worker"):
-        assert containers[name]["environment"]["REDIS_URL"] == "redis://valkey:6379/0"
+        url = f"redis://app:{COMPOSE_KEYS['VALKEY_PASSWORD']}@valkey:6379/0"
+        assert containers[name]["environment"]["REDIS_URL"] == url
         assert containers[name]["depends_on"] == {"valkey": {"condition": "service_healthy"}}
+
+
+def test_valkey_is_probed_as_the_user_that_it_knows(arq_service: Service) -> None:
+    valkey = arq_service.compose()["services"]["valkey"]
+    assert valkey["healthcheck"]["test"] == ["CMD", "valkey-cli", "--user", "app", "-e", "ping"]
+    assert valkey["environment"] == {"VALKEYCLI_AUTH": COMPOSE_KEYS["VALKEY_PASSWORD"]}
 
 
 @contextmanager
@@ -408,6 +448,34 @@ def test_workflow_leaves_no_token_behind(service: Service) -> None:
 
 
 # The answers that leave files out
+
+
+@pytest.mark.parametrize("backend", ["arq", "background"])
+def test_workflow_audits_what_is_locked_and_keeps_a_bill_of_materials(
+    render: Render, backend: str
+) -> None:
+    service = render(backend)
+    job = yaml.safe_load(service.read(WORKFLOW))["jobs"]["dependencies"]
+    export, audit = [step["run"].split() for step in job["steps"] if "run" in step]
+    [upload] = [step for step in job["steps"] if "upload-artifact" in step.get("uses", "")]
+    assert job["steps"].index(upload) < len(job["steps"]) - 1, "it is kept, whatever is found"
+    outer = {name: value for name, value in os.environ.items() if name != "VIRTUAL_ENV"}
+    run("uv", "lock", "--quiet", cwd=service.path, env=outer)
+    run(*export, "--quiet", cwd=service.path, env=outer)
+    sbom = json.loads(service.read(upload["with"]["path"]))
+    assert (sbom["bomFormat"], sbom["specVersion"]) == ("CycloneDX", "1.5")
+    names = {component["name"] for component in sbom["components"]}
+    assert "fastapi" in names
+    assert "pytest" not in names
+    assert audit[:2] == ["uv", "audit"]
+    run(*audit, "--help", cwd=service.path, env=outer)
+
+
+def test_workflow_gives_compose_the_keys_that_it_needs(service: Service) -> None:
+    job = yaml.safe_load(service.read(WORKFLOW))["jobs"]["image"]
+    interpolate(yaml.safe_load(service.read("compose.yaml")), job["env"])
+    for key in (*json.loads(job["env"]["API_KEYS"]).values(), job["env"]["ADMIN_TOKEN"]):
+        assert len(key) >= 32
 
 
 @pytest.mark.parametrize("backend", ["arq", "background"])

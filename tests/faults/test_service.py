@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx2
 import pytest
-from conftest import run
+from conftest import API_KEY, Authorization, run
 
 from .harness import PATIENCE, Server, Service, enqueue, finish, free_port, until
 
@@ -28,7 +28,7 @@ def test_a_hundred_equal_requests_at_once(example: Path, tmp_path: Path) -> None
         async def request_all() -> list[httpx2.Response]:
             limits = httpx2.Limits(max_connections=100)
             async with httpx2.AsyncClient(
-                base_url=str(api.base_url), limits=limits, timeout=PATIENCE
+                base_url=str(api.base_url), limits=limits, timeout=PATIENCE, auth=Authorization()
             ) as client:
                 requests = [
                     client.post("reports", json=body, headers={"Idempotency-Key": "the same"})
@@ -91,7 +91,7 @@ def test_schemathesis_finds_no_error_of_the_server(example: Path, tmp_path: Path
         Server(port=free_port()) as server,
         Service(example, tmp_path, server.connection_url) as service,
     ):
-        api = service.start_api()
+        api = service.start_api(DOCS="true")
         worker = service.start_worker()
         origin = str(api.base_url).removesuffix("/api/v1/")
         run(
@@ -99,6 +99,7 @@ def test_schemathesis_finds_no_error_of_the_server(example: Path, tmp_path: Path
             "run",
             f"{origin}/openapi.json",
             "--checks=not_a_server_error",
+            f"--header=Authorization: Bearer {API_KEY}",
             "--exclude-path-regex=/faults/",
             "--max-time=30",
             "--max-examples=40",

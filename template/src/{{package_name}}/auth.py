@@ -2,6 +2,7 @@
 
 import hmac
 from dataclasses import dataclass
+from functools import cache
 from hashlib import sha256
 from typing import Annotated
 
@@ -33,7 +34,7 @@ class Client:
     @property
     def owner(self) -> str:
         """What the ids of its jobs begin with, which tells no stranger its name."""
-        return hmac.new(b"owner of jobs", self.name.encode(), sha256).hexdigest()[:16]
+        return _owner(self.name)
 
 
 async def require_client(request: Request, credentials: Annotated[Bearer, Depends(_key)]) -> Client:
@@ -77,6 +78,11 @@ async def require_admin(request: Request, admin: Annotated[bool, Depends(is_admi
         site = request.headers.get("sec-fetch-site", "none")
         if site not in SAME_SITE:
             raise HTTPException(403, "Another site's page must not change anything here.")
+
+
+@cache
+def _owner(name: str) -> str:
+    return hmac.new(b"owner of jobs", name.encode(), sha256).hexdigest()[:16]
 
 
 def _settings(request: Request) -> Settings:

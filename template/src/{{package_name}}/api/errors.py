@@ -9,7 +9,9 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.middleware.body_limit import MAX_BODY_SIZE_SCOPE_KEY, RequestBodyLimitMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..queue import (
@@ -50,16 +52,17 @@ _DESCRIBED = {
 PROBLEM_RESPONSES: dict[int | str, dict[str, Any]] = {"4XX": _DESCRIBED, "5XX": _DESCRIBED}
 
 
-def add_error_handlers(app: FastAPI) -> None:
-    """Answer every error of this app as problem details."""
+def add_error_handlers(app: FastAPI, max_body: int) -> None:
+    """Answer every error of this app as problem details, a body of more bytes than these too."""
     app.exception_handler(HTTPException)(_http_error)
     app.exception_handler(RequestValidationError)(_invalid_request)
     app.exception_handler(QueueUnavailableError)(_queue_unavailable)
     for error in REFUSALS:
         app.exception_handler(error)(_refused_by_queue)
+    app.exception_handler(413)(_body_too_long)
     app.exception_handler(Exception)(_unexpected_error)
+    app.add_middleware(_limit_body, max_body)
     app.add_middleware(_LogLateErrors)
-    app.add_middleware(_with_head)
 
 
 def problem(
@@ -95,8 +98,33 @@ async def _refused_by_queue(_request: Request, error: Exception) -> JSONResponse
     return problem(REFUSALS[type(error)], f"{error}.")
 
 
+async def _body_too_long(request: Request, _error: HTTPException) -> JSONResponse:
+    return _too_long(request.scope[MAX_BODY_SIZE_SCOPE_KEY])
+
+
+def _too_long(max_body: int) -> JSONResponse:
+    return problem(413, f"The body has more than {max_body} bytes.")
+
+
 async def _unexpected_error(_request: Request, _error: Exception) -> JSONResponse:
     return problem(500, "Internal server error; see the log.")
+
+
+def _limit_body(app: ASGIApp, max_body: int) -> ASGIApp:
+    """Read no more than this of a body.
+
+    Starlette counts the bytes that come; where a length is declared, it would answer with text.
+    """
+    limited = RequestBodyLimitMiddleware(app, max_body)
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        declared = Headers(raw=scope.get("headers", [])).get("content-length", "")
+        if declared.isdecimal() and int(declared) > max_body:
+            await _too_long(max_body)(scope, receive, send)
+        else:
+            await limited(scope, receive, send)
+
+    return answer
 
 
 class _LogLateErrors:
@@ -125,7 +153,7 @@ class _LogLateErrors:
             logger.exception("after the response to %s %s", scope["method"], scope["path"])
 
 
-def _with_head(app: ASGIApp) -> ASGIApp:
+def with_head(app: ASGIApp) -> ASGIApp:
     """Answer HEAD as GET; the server leaves out the body."""
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:

@@ -16,8 +16,9 @@ from pydantic_core import to_json
 from . import tracing
 from .arguments import check_json
 from .errors import PUBLIC, InvalidResultError, JobTimeoutError, Retry
-from .models import CurrentJob, JobContext
+from .models import JobContext
 from .task import Task
+from .tracing import Trace
 
 logger = logging.getLogger(__name__)
 PATIENCE = 3  # seconds that a cancelled call gets to end; then it is left behind
@@ -26,8 +27,25 @@ LONGEST_NAME = 200  # characters
 LONGEST_MESSAGE = 2_000  # characters
 LONGEST_TRACEBACK = 20_000  # characters
 
-_current_job: ContextVar[CurrentJob | None] = ContextVar("current_job", default=None)
 _left_behind: set[Any] = set()
+
+
+@dataclass(frozen=True, slots=True)
+class CurrentJob:
+    """The job, the attempt at it, and its trace, that code runs for."""
+
+    job_id: str
+    task: str
+    attempt: int
+    trace_id: str | None = None
+
+
+_current: ContextVar[CurrentJob | None] = ContextVar("current_job", default=None)
+
+
+def current_job() -> CurrentJob | None:
+    """Return the job that the calling code runs for, if it does: also in threads of tasks."""
+    return _current.get()
 
 
 class Interruption(Enum):
@@ -65,18 +83,14 @@ class Failure:
     public: bool = False
     error: BaseException | None = field(default=None, compare=False, repr=False)
 
-    def __str__(self) -> str:
-        """Return it in one line."""
-        return f"{self.type}: {self.message}" if self.message else self.type
-
 
 @dataclass(frozen=True, slots=True)
 class Again:
-    """The job runs again, after a delay in seconds; `error` is an exception's type, if one is why."""
+    """The job runs again, after a delay in seconds; `error` is the exception's type, if one is why."""
 
     delay: float
     reason: str
-    error: str = ""
+    error: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +112,7 @@ class Attempt:
         context: The first argument of the task's function.
         limits: What counts where the task does not say.
         executor: Runs tasks that are not `async`.
-        trace: The trace that it is part of, as the job carries it.
+        trace: Where its sender is in which trace.
     """
 
     def __init__(
@@ -107,7 +121,7 @@ class Attempt:
         context: JobContext[Any],
         limits: Limits,
         executor: Executor,
-        trace: tracing.Trace | None = None,
+        trace: Trace | None = None,
     ) -> None:
         self._task = task
         self._context = context
@@ -142,14 +156,14 @@ class Attempt:
             The outcome. Whatever the function raises is part of it.
         """
         task, context = self._task, self._context
-        with tracing.processing(task.name, task.queue, context, self._trace):
-            # Not reset: what is logged of the outcome is of this job, too, and each attempt has an
-            # asyncio task of its own.
-            _current_job.set(CurrentJob(task.name, context, tracing.current_trace_id()))
+        job_id, number = context.job_id, context.attempt
+        with tracing.processing(task.name, task.queue, job_id, number, self._trace):
+            # It stays set afterwards, for what the caller logs of the outcome.
+            _current.set(CurrentJob(job_id, task.name, number, tracing.current_trace_id()))
             outcome = await self._run(positional, named)
             match outcome:
-                case Failure(type=name) | Again(error=name) if name:
-                    tracing.note_error(name)
+                case Failure(type=error) | Again(error=str(error)):
+                    tracing.note_error(error)
                 case _:
                     pass
             return outcome
@@ -161,7 +175,7 @@ class Attempt:
             return Success(self._encode(result))
         except BaseException as error:  # noqa: BLE001 - SystemExit and the like end only their job
             outcome = self.decide(error)
-            if not isinstance(outcome, Failure):  # `log_failure` needs it
+            if not isinstance(outcome, Failure):  # of which `log_failure` needs it
                 error.__traceback__ = None  # it refers to this attempt, and this to the error
             return outcome
 
@@ -251,11 +265,6 @@ class Attempt:
         return failure(error)
 
 
-def current_job() -> CurrentJob | None:
-    """Return the job of the attempt that calls this, from its task or from what that calls."""
-    return _current_job.get()
-
-
 def left_behind() -> int:
     """Return how many calls go on although their attempts have ended, in threads or in the loop."""
     return len(_left_behind)
@@ -268,23 +277,24 @@ def failure(error: BaseException) -> Failure:
 
 
 def log_failure(job_id: str, task: str, attempt: int, failure: Failure) -> None:
-    """Log that a job failed for good, and why; the exception is for collectors such as Sentry."""
+    """Log that a job failed for good: once, and with the exception, for collectors such as Sentry."""
     error = failure.error
     if error is None:
         return
-    if logger.isEnabledFor(logging.ERROR):
-        record = logger.makeRecord(
-            logger.name,
-            logging.ERROR,
-            __file__,
-            0,
-            "job %s (%s) failed: %s",
-            (job_id, task, str(failure)),
-            (type(error), error, error.__traceback__),
-            extra={"job_id": job_id, "task": task, "attempt": attempt},
-        )
-        record.exc_text = failure.traceback  # of bounded size: no handler formats the exception
-        logger.handle(record)
+    job = current_job()
+    if job is None or job.job_id != job_id:  # it failed before its attempt began
+        _current.set(CurrentJob(job_id, task, attempt))
+    record = logger.makeRecord(
+        logger.name,
+        logging.ERROR,
+        __file__,
+        0,
+        "job %s (%s) failed: %s",
+        (job_id, task, describe(error)),
+        (type(error), error, error.__traceback__),
+    )
+    record.exc_text = failure.traceback  # of bounded size: handlers format no exception again
+    logger.handle(record)
     error.__traceback__ = None  # it refers to the attempt
 
 

@@ -39,21 +39,6 @@ class JobContext(Generic[ResourcesT]):
 
 
 @dataclass(frozen=True, slots=True)
-class CurrentJob:
-    """The running attempt, for code that does not get the task's context, such as the log.
-
-    Attributes:
-        task: The task's name.
-        context: What the task got as its first argument.
-        trace_id: Its trace, in 32 hexadecimal digits, if it is traced.
-    """
-
-    task: str
-    context: JobContext[Any]
-    trace_id: str | None
-
-
-@dataclass(frozen=True, slots=True)
 class Receipt:
     """What enqueueing returns: the job's id, and whether this call created the job."""
 

@@ -5,7 +5,7 @@ from datetime import datetime
 
 from pydantic import BaseModel
 
-from .models import DeadJob, JobStatus
+from .models import DeadJob, Job, JobStatus
 
 # Upper bounds of histograms, in seconds; what takes longer counts in the last one, without a bound.
 BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800)
@@ -65,6 +65,12 @@ class Overview(BaseModel):
     tasks: list[str]  # those that have finished a job, and those that have one
 
 
+class ListedJob(Job):
+    """A job in a list: without its result, which may be large."""
+
+    due_at: datetime | None = None
+
+
 class JobDetails(DeadJob):
     """All that is known of a job."""
 
@@ -91,6 +97,6 @@ class TaskFigures:
         wait: How long they waited from when they were due until their last attempt began.
     """
 
-    finished: dict[JobStatus, int] = field(default_factory=dict)
+    finished: dict[JobStatus, int] = field(default_factory=dict[JobStatus, int])
     duration: Histogram = field(default_factory=Histogram)
     wait: Histogram = field(default_factory=Histogram)

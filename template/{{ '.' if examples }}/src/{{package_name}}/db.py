@@ -3,6 +3,7 @@
 import asyncio
 import enum
 import logging
+import re
 from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
@@ -11,7 +12,7 @@ from typing import Any, ClassVar
 from uuid import UUID, uuid4
 
 from sqlalchemy import JSON, DateTime, Enum, UniqueConstraint, event
-from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.engine.interfaces import DBAPIConnection, ExceptionContext
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.ext.asyncio import (
     AsyncEngine,
@@ -170,7 +171,9 @@ def create_engine(settings: Settings) -> AsyncEngine:
         engine = create_async_engine(url, max_overflow=0, **options)
         event.listen(engine.sync_engine, "connect", _share_sqlite)
         return engine
-    return create_async_engine(url, connect_args=CONNECT_ARGS, **options)
+    engine = create_async_engine(url, connect_args=CONNECT_ARGS, **options)
+    event.listen(engine.sync_engine, "handle_error", _hide_values)
+    return engine
 
 
 async def create_tables(engine: AsyncEngine) -> None:
@@ -202,6 +205,13 @@ async def _create_missing(engine: AsyncEngine) -> None:
             await connection.execute(CreateTable(table, if_not_exists=True))
             for index in table.indexes:
                 await connection.execute(CreateIndex(index, if_not_exists=True))
+
+
+def _hide_values(context: ExceptionContext) -> None:
+    """Cut what `hide_parameters` leaves: PostgreSQL quotes values, as in "Key (email)=(...)"."""
+    if getattr(context.original_exception, "sqlstate", None):
+        for error in filter(None, (context.original_exception, context.sqlalchemy_exception)):
+            error.args = tuple(re.split(r'\n|: "|value "', str(each))[0] for each in error.args)
 
 
 def _share_sqlite(connection: DBAPIConnection, _record: object) -> None:

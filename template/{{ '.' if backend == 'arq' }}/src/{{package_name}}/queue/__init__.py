@@ -3,7 +3,7 @@
 README.md in this folder tells how it works.
 """
 
-from .attempt import current_job
+from .attempt import CurrentJob, current_job
 from .client import TaskQueue, open_queue
 from .dead import DeadJobs
 from .errors import (
@@ -15,7 +15,9 @@ from .errors import (
     QueueUnavailableError,
     Retry,
 )
-from .models import Chain, CurrentJob, DeadJob, Job, JobContext, JobStatus, QueueHealth, Receipt
+from .models import Chain, DeadJob, Job, JobContext, JobStatus, QueueHealth, Receipt
+from .monitor import Monitor
+from .monitoring import BOUNDS, JobDetails, Overview, TaskFigures
 from .retry import RetryPolicy
 from .settings import QueueSettings
 from .task import Step, Task, task
@@ -23,6 +25,7 @@ from .tracing import current_trace_id
 from .worker import Worker
 
 __all__ = [
+    "BOUNDS",
     "Chain",
     "CurrentJob",
     "DeadJob",
@@ -32,7 +35,10 @@ __all__ = [
     "InvalidArgumentError",
     "Job",
     "JobContext",
+    "JobDetails",
     "JobStatus",
+    "Monitor",
+    "Overview",
     "PayloadTooLargeError",
     "QueueError",
     "QueueHealth",
@@ -43,6 +49,7 @@ __all__ = [
     "RetryPolicy",
     "Step",
     "Task",
+    "TaskFigures",
     "TaskQueue",
     "Worker",
     "current_job",

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextvars import Context
 from typing import Generic, Protocol, TypeVar
 
@@ -19,6 +19,20 @@ class HasDocument(Protocol):
 
 Item = TypeVar("Item", bound=HasDocument)
 Reply = TypeVar("Reply")
+
+
+def batches(items: Iterable[Item]) -> Iterator[list[Item]]:
+    """Cut items into batches, each of a bounded number and size."""
+    batch: list[Item] = []
+    size = 0
+    for item in items:
+        if len(batch) == MOST_ITEMS or size >= MOST_BYTES:
+            yield batch
+            batch, size = [], 0
+        batch.append(item)
+        size += len(item.document)
+    if batch:
+        yield batch
 
 
 class Batcher(Generic[Item, Reply]):
@@ -38,7 +52,7 @@ class Batcher(Generic[Item, Reply]):
         future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, future))
         if self._sender is None:  # it begins when all tasks of this turn have put theirs
-            # In a context of its own: it sends for others than the job or request that is first.
+            # In an empty context: it sends for others than the job that puts the first, too.
             self._sender = asyncio.create_task(self._send_all(), context=Context())
         return await future
 

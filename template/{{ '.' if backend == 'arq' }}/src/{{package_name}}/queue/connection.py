@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+import hiredis
 from arq import ArqRedis
 from redis.asyncio import BlockingConnectionPool
 from redis.exceptions import ReadOnlyError, RedisError, ResponseError
@@ -53,6 +54,7 @@ def connect(settings: QueueSettings, **options: Any) -> ArqRedis:
     if not url.startswith("unix:"):
         defaults["socket_keepalive"] = True
     pool = BlockingConnectionPool.from_url(url, **(defaults | options))
+    pool.connection_class = type("Connection", (_Lean, pool.connection_class), {})
     client = ArqRedis(
         pool,
         job_serializer=serialize,
@@ -61,6 +63,22 @@ def connect(settings: QueueSettings, **options: Any) -> ArqRedis:
     )
     client.expires_extra_ms = STORED_MS
     return client
+
+
+class _Lean:
+    """What costs most of a command's time in redis-py's asynchronous connections, done faster."""
+
+    _reader: Any
+
+    def pack_command(self, name: str | bytes, *arguments: Any) -> list[bytes]:
+        """Write a command with hiredis, as redis-py does where it is not asynchronous."""
+        words: Any = name.encode().split() if isinstance(name, str) else name.split()
+        return [hiredis.pack_command((*words, *arguments))]
+
+    async def can_read_destructive(self) -> bool:
+        """Return whether the server has closed the connection: without waiting for a timeout."""
+        await asyncio.sleep(0)  # the event loop may not have looked since
+        return bool(self._reader.at_eof())
 
 
 async def _greet(connection: Any) -> None:

@@ -7,13 +7,18 @@ from pydantic import ValidationError
 from pydantic_core import to_json
 
 from .connection import Script, translate_redis_errors
-from .documents import STORED_MS, ChainLink, StoredResult, job_document, job_from_result
+from .documents import (
+    STORED_MS,
+    UNKNOWN_TASK,
+    ChainLink,
+    StoredResult,
+    job_document,
+    job_from_result,
+)
 from .keys import Keys
 from .models import DeadJob
 from .settings import QueueSettings
 from .task import DEFAULT_QUEUE
-
-UNKNOWN_TASK = "?"
 
 
 class DeadJobs:
@@ -44,13 +49,13 @@ class DeadJobs:
             keys = [self._keys.dead_job(name) for name in names]
             documents: list[bytes | None] = await self._redis.mget(keys) if keys else []
         found = zip(names, documents, strict=True)
-        return [_dead_job(name, document) for name, document in found if document]
+        return [dead_job(name, document) for name, document in found if document]
 
     async def get(self, job_id: str) -> DeadJob | None:
         """Return a dead job, or None if there is no such dead job."""
         async with translate_redis_errors(self._timeout):
             [document] = await self._redis.mget([self._keys.dead_job(job_id)])
-        return _dead_job(job_id, document) if document else None
+        return dead_job(job_id, document) if document else None
 
     async def retry(self, job_id: str) -> bool:
         """Enqueue a dead job again, under its id; return False if there is no such dead job.
@@ -91,7 +96,8 @@ class DeadJobs:
         return bool(await self._requeue(service, job_id, queue, payload, STORED_MS, *chain))
 
 
-def _dead_job(job_id: str, document: bytes) -> DeadJob:
+def dead_job(job_id: str, document: bytes) -> DeadJob:
+    """Return a job that failed from its stored result."""
     job = DeadJob(**job_from_result(job_id, document).model_dump())
     with suppress(ValidationError):
         stored = StoredResult.model_validate_json(document)

@@ -10,12 +10,13 @@ from traceback import format_exception
 from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, ValidationError
-from pydantic_core import to_json
+from pydantic_core import from_json, to_json
 
 from .models import Job, JobStatus
 from .tracing import Trace
 
 STORED_MS = 30 * 24 * 60 * 60 * 1000  # how long a job is stored after it was due
+UNKNOWN_TASK = "?"  # in place of the task of a job that cannot be read
 ABORTED = "CancelledError"  # the type of error under which ARQ stores an aborted job
 
 Milliseconds = Annotated[int, Field(ge=0, le=253_402_300_799_999)]  # since 1970, until 9999
@@ -93,6 +94,34 @@ class StoredResult(StoredJob):
         return StoredError.model_validate(self.r)
 
 
+class StoredBeginning(BaseModel):
+    """What the beginning of a stored job or result holds of it; `error` where it is that short."""
+
+    f: str | None = None
+    t: int | None = None
+    et: Milliseconds = 0
+    st: int = 0
+    ft: int = 0
+    s: bool = True
+    a: tuple[Any, ...] = ()
+    k: dict[str, Any] = Field(default_factory=dict)
+    r: Any = None
+
+    @classmethod
+    def read(cls, data: bytes) -> "StoredBeginning | None":
+        """Return what it holds; None where it is not JSON of this form."""
+        with suppress(ValueError):
+            text = data.decode(errors="ignore")  # it may end within a character
+            return cls.model_validate(from_json(text, allow_partial="trailing-strings"))
+        return None
+
+    def error(self) -> str | None:
+        """Return the error of a job that did not succeed."""
+        with suppress(ValidationError):
+            return None if self.s else str(StoredError.model_validate(self.r))
+        return None
+
+
 def job_document(  # noqa: PLR0913 - the parts of a job
     task: str,
     arguments: bytes,
@@ -104,13 +133,14 @@ def job_document(  # noqa: PLR0913 - the parts of a job
     trace: Trace | None = None,
 ) -> bytes:
     """Write a job whose arguments are JSON already."""
-    # The order of ARQ's own documents, which claim.lua relies on to find the name quickly.
-    return b'{"t":null,"f":%b,"a":%b,"k":%b,"et":%d,"q":%b,"c":%b%b}' % (
+    # What may be long comes last: lists read only the beginning. It is ARQ's that claim.lua relies
+    # on to find the name quickly.
+    return b'{"t":null,"f":%b,"et":%d,"q":%b,"a":%b,"k":%b,"c":%b%b}' % (
         to_json(task),
-        positional,
-        arguments,
         enqueued_ms,
         to_json(queue),
+        positional,
+        arguments,
         chain,
         _trace_field(trace),
     )
@@ -129,19 +159,19 @@ def result_document(  # noqa: PLR0913 - the parts of a result
     """Write a result that is JSON already."""
     chain = b',"c":%b' % to_json(job.c) if job.c else b""
     return (
-        b'{"t":%d,"f":%b,"a":%b,"k":%b,"et":%d,"s":%b,"r":%b,"st":%d,"ft":%d,"q":%b,"id":%b%b%b}'
+        b'{"t":%d,"f":%b,"et":%d,"st":%d,"ft":%d,"s":%b,"q":%b,"id":%b,"a":%b,"k":%b,"r":%b%b%b}'
         % (
             attempts,
             to_json(job.f),
-            to_json(job.a),
-            to_json(job.k),
             job.et,
-            b"true" if succeeded else b"false",
-            result,
             started_ms,
             finished_ms,
+            b"true" if succeeded else b"false",
             to_json(job.q),
             to_json(job_id),
+            to_json(job.a),
+            to_json(job.k),
+            result,
             chain,
             _trace_field(job.tc),
         )
@@ -168,11 +198,16 @@ def job_from_result(job_id: str, document: bytes) -> Job:
     return job
 
 
-def to_datetime(milliseconds: int) -> datetime | None:
+def to_datetime(milliseconds: float) -> datetime | None:
     """Return a time in milliseconds since 1970 as a datetime; None for 0 and for nonsense."""
     with suppress(OverflowError, ValueError):
         return datetime.fromtimestamp(milliseconds / 1000, UTC) if milliseconds else None
     return None
+
+
+def read_number(data: bytes | None) -> int:
+    """Return a number that is stored as text; 0 for nonsense."""
+    return int(data[:15]) if data and data.isdigit() else 0
 
 
 def serialize(document: dict[str, Any]) -> bytes:

@@ -7,7 +7,7 @@ from typing import Any
 from arq import ArqRedis
 from redis.exceptions import RedisError
 
-from .batching import Batcher
+from .batching import Batcher, batches
 from .connection import Script, code, has_done_nothing, passes, timeout_at
 from .documents import STORED_MS
 from .errors import QueueUnavailableError
@@ -58,21 +58,32 @@ class Enqueuer(Batcher[NewJob, bytes | None]):
         """Enqueue nothing, which fails where the server would refuse a job."""
         await self._script(self._settings.queue_name, 0, STORED_MS, 0)
 
-    async def _enqueue(self, jobs: list[NewJob]) -> list[bytes | None]:
+    async def enqueue_all(self, jobs: list[NewJob], seconds: float | None) -> list[bytes | None]:
+        """Enqueue many jobs, a batch at a time, each of which has so many seconds."""
+        loop = asyncio.get_running_loop()
+        replies: list[bytes | None] = []
+        for batch in batches(jobs):
+            replies += await self._enqueue(batch, loop.time() + seconds if seconds else 0)
+        return replies
+
+    async def _enqueue(
+        self, jobs: list[NewJob], deadline: float | None = None
+    ) -> list[bytes | None]:
+        if deadline is None:
+            deadline = min(job.deadline for job in jobs)
         while True:
             try:
-                return await self._run(jobs)
+                return await self._run(jobs, deadline)
             except (RedisError, OSError) as error:
-                if jobs[0].deadline or not passes(error):
+                if deadline or not passes(error):
                     raise QueueUnavailableError(
                         f"Redis is not available: {code(error)}",
                         maybe_enqueued=not has_done_nothing(error),
                     ) from error
                 await asyncio.sleep(PAUSE)
 
-    async def _run(self, jobs: list[NewJob]) -> list[bytes | None]:
+    async def _run(self, jobs: list[NewJob], deadline: float) -> list[bytes | None]:
         loop = asyncio.get_running_loop()
-        deadline = min(job.deadline for job in jobs)
         last_moment = 0
         if deadline and self._server_ahead is not None:
             last_moment = int((deadline + self._server_ahead) * 1000)

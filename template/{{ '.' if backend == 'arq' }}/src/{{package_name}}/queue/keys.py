@@ -32,6 +32,10 @@ class Keys:
         self.service = service
         self.running = f"{service}:running"
         self.dead = f"{service}:dead"
+        self.finished = f"{service}:finished"
+        self.figures = f"{service}:figures"
+        self.paused = f"{service}:paused"
+        self.tasks = f"{service}:tasks"
         self.workers = f"{service}:workers"
         self.cron = f"{service}:cron"
         self.secret = f"{service}:secret"
@@ -44,6 +48,10 @@ class Keys:
     def dead_job(self, job_id: str) -> str:
         """Return the document of a dead job."""
         return f"{self.service}:dead:{job_id}"
+
+    def minute(self, number: int, status: str) -> str:
+        """Return the count of the jobs that finished in a minute, counted since 1970."""
+        return f"{self.service}:minute:{number}:{status}"
 
     def chain(self, chain_id: str) -> str:
         """Return the hash of a chain."""

@@ -26,7 +26,7 @@ from .settings import QueueSettings
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen, which would make each take a microsecond more
 class Held:
     """A job that a worker holds.
 
@@ -36,6 +36,7 @@ class Held:
         token: What proves that the worker holds it.
         attempt: The number of the attempt.
         started_ms: When the attempt began, in milliseconds since 1970; 0 if it never did.
+        waited_ms: How long it was due before.
     """
 
     queue: str
@@ -43,6 +44,7 @@ class Held:
     token: bytes
     attempt: int
     started_ms: int
+    waited_ms: int = 0
 
     @property
     def job_id(self) -> str:
@@ -50,7 +52,7 @@ class Held:
         return self.raw_id.decode(errors="replace")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # as above
 class Report:
     """What the finishing script is told of one attempt.
 
@@ -60,6 +62,8 @@ class Report:
         document: The result to store.
         milliseconds: How long the result is kept, or until the job is due again.
         chain: What becomes of the job's chain, as JSON.
+        group: The task and the status that a job which ends is counted under.
+        took_ms: How long its attempt took; -1 if it never began.
     """
 
     held: Held
@@ -67,6 +71,8 @@ class Report:
     document: bytes = b""
     milliseconds: int = 0
     chain: bytes = b""
+    group: str = ""
+    took_ms: int = -1
 
 
 class Reporter(Batcher[Report, None]):
@@ -87,6 +93,7 @@ class Reporter(Batcher[Report, None]):
             STORED_MS,
             settings.max_dead,
             settings.keep_dead * 1000,
+            settings.max_finished,
         )
 
     async def send(self, reports: list[Report]) -> list[Any]:
@@ -96,6 +103,7 @@ class Reporter(Batcher[Report, None]):
             held = each.held
             arguments += (held.queue, held.raw_id, held.token, each.kind, each.document)
             arguments += (each.milliseconds, each.chain)
+            arguments += (each.group, each.took_ms, held.waited_ms)
         replies: list[Any] = await self._script(*arguments)
         return replies
 
@@ -122,8 +130,14 @@ class Reporter(Batcher[Report, None]):
         return [None] * len(reports)
 
 
-def report_of(
-    held: Held, stored: StoredJob, outcome: Outcome, settings: QueueSettings, now_ms: int
+def report_of(  # noqa: PLR0913 - all that is known of an attempt
+    held: Held,
+    stored: StoredJob,
+    outcome: Outcome,
+    settings: QueueSettings,
+    *,
+    task: str,
+    now_ms: int,
 ) -> Report | None:
     """Return what Redis is told of an attempt; None if another worker holds the job."""
     name = f"job {held.job_id} ({stored.f})"
@@ -147,9 +161,9 @@ def report_of(
             log_failure(held.job_id, stored.f, held.attempt, outcome)
         case Success(document):
             status, result = "complete", document
-    seconds = (now_ms - held.started_ms) / 1000 if held.started_ms else 0
+    took_ms = max(0, now_ms - held.started_ms) if held.started_ms else -1
     if status != "failed":
-        logger.info("%s %s in %.3f s", name, status, seconds)
+        logger.info("%s %s in %.3f s", name, status, max(0, took_ms) / 1000)
     result = to_json(error) if error else result
     return Report(
         held,
@@ -165,11 +179,13 @@ def report_of(
         ),
         settings.keep_result * 1000,
         _chain(stored, status, result, settings.queue_name, now_ms),
+        f"{task} {status}",
+        took_ms,
     )
 
 
 def _chain(job: StoredJob, status: str, result: bytes, service: str, now_ms: int) -> bytes:
-    """Return the end of a job's chain, or its next step; nothing of a job that is in no chain."""
+    """Return the end of a job's chain, or its next step; nothing where it is in no chain."""
     link = job.c
     if link is None:
         return b""

@@ -11,9 +11,11 @@ from typing import Any, Protocol
 from redis.exceptions import RedisError
 
 from .attempt import Interruption
-from .client import LIFETIME, TaskQueue
+from .client import TaskQueue
+from .documents import STORED_MS
 from .errors import QueueUnavailableError
 from .keys import ABORTS
+from .settings import LIFETIME
 from .task import Task
 
 logger = logging.getLogger(__name__)
@@ -80,6 +82,9 @@ class Upkeep:
                     pipe.zadd(self._keys.workers, {self._name: now})
                     oldest = now - LIFETIME * interval * 1000
                     pipe.zremrangebyscore(self._keys.workers, "-inf", oldest)
+                    if self._tasks:
+                        pipe.zadd(self._keys.tasks, {task.name: now for task in self._tasks})
+                    pipe.zremrangebyscore(self._keys.tasks, "-inf", now - STORED_MS)
                     pipe.zremrangebyscore(ABORTS, "-inf", now - ABORTS_KEPT * 1000)
                     text = f"{datetime.now(UTC):%b-%d %H:%M:%S} j_ongoing={len(running)}"
                     pipe.psetex(self._keys.health, int((interval + 1) * 1000), text)

@@ -17,7 +17,7 @@ from redis.exceptions import RedisError
 from .attempt import Attempt, Interruption, Limits, Outcome, failure, left_behind
 from .client import TaskQueue
 from .connection import Outage, Script, connect
-from .documents import StoredJob, to_datetime
+from .documents import STORED_MS, UNKNOWN_TASK, StoredJob, to_datetime
 from .errors import InvalidJobError, JobExpiredError, Retry, WorkerLostError
 from .leases import SAFETY, Lease, Leases
 from .models import JobContext
@@ -35,7 +35,7 @@ STUBBORN = 5  # seconds that cancelled jobs get to end
 
 
 def _unreadable() -> StoredJob:
-    return StoredJob(f="?", k={}, et=0)
+    return StoredJob(f=UNKNOWN_TASK, k={}, et=0)
 
 
 @dataclass(slots=True)
@@ -244,7 +244,9 @@ class Worker:
     def _start(self, claimed: list[Any], now_ms: int, *, suspects: bool) -> None:
         queue, raw_id, due_ms, attempt, token, payload, problem = claimed
         started_ms = 0 if problem == b"aborted" else now_ms
-        held = Held(queue.decode(), raw_id, token, attempt, started_ms)
+        late_ms = now_ms - float(due_ms)
+        waited_ms = int(late_ms) if 0 < late_ms < STORED_MS else 0  # ARQ's client may set any time
+        held = Held(queue.decode(), raw_id, token, attempt, started_ms, waited_ms)
         if (earlier := self._running.get(raw_id)) is not None:
             # Either its attempt has just ended, and the reply to its report is on its way, or it has
             # lost its lease and ignores its cancellation. Two at once are worse than a delay.
@@ -258,7 +260,7 @@ class Worker:
         self._running[raw_id] = running
         self._free[held.queue] -= 1
         self._leases.hold(running.lease)
-        late = (now_ms - float(due_ms)) / 1000 - self._settings.job_expires
+        late = late_ms / 1000 - self._settings.job_expires
         self._keep(self._run_job(running, payload, problem.decode(), late if attempt == 1 else 0))
 
     def _keep(self, work: Coroutine[Any, Any, None]) -> None:
@@ -280,9 +282,10 @@ class Worker:
             running.stored = _read(payload, problem)
             outcome = await self._attempt(running, late)
         except WorkerLostError as error:
-            held = replace(held, attempt=held.attempt - 1)  # this one does not begin
+            held = replace(held, attempt=held.attempt - 1, started_ms=0)  # this one does not begin
             outcome = failure(error)
         except (InvalidJobError, JobExpiredError) as error:
+            held = replace(held, started_ms=0)
             outcome = failure(error)
         await self._end(running, held, outcome)
 
@@ -306,8 +309,10 @@ class Worker:
 
     async def _end(self, running: Running, held: Held, outcome: Outcome) -> None:
         """Report an outcome, and free the job's slot when Redis knows it."""
+        # Names of unknown tasks may be many: the indexes keep none of them.
+        task = running.stored.f if running.stored.f in self._tasks else UNKNOWN_TASK
         now_ms = self._now_ms()
-        report = report_of(held, running.stored, outcome, self._settings, now_ms)
+        report = report_of(held, running.stored, outcome, self._settings, task=task, now_ms=now_ms)
         try:
             if report is not None:
                 await self._reporter.put(report)

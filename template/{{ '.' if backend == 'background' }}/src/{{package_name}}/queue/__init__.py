@@ -3,7 +3,7 @@
 README.md in this folder tells how it works.
 """
 
-from .attempt import current_job
+from .attempt import CurrentJob, current_job
 from .client import TaskQueue, open_queue
 from .errors import (
     Discard,
@@ -14,7 +14,9 @@ from .errors import (
     QueueUnavailableError,
     Retry,
 )
-from .models import CurrentJob, Job, JobContext, JobStatus, QueueHealth, Receipt
+from .models import Job, JobContext, JobStatus, QueueHealth, Receipt
+from .monitor import Monitor
+from .monitoring import BOUNDS, JobDetails, ListedJob, Overview, TaskFigures
 from .retry import RetryPolicy
 from .runner import run_jobs_here
 from .settings import QueueSettings
@@ -22,13 +24,18 @@ from .task import Step, Task, task
 from .tracing import current_trace_id
 
 __all__ = [
+    "BOUNDS",
     "CurrentJob",
     "Discard",
     "IdempotencyConflictError",
     "InvalidArgumentError",
     "Job",
     "JobContext",
+    "JobDetails",
     "JobStatus",
+    "ListedJob",
+    "Monitor",
+    "Overview",
     "PayloadTooLargeError",
     "QueueError",
     "QueueHealth",
@@ -39,6 +46,7 @@ __all__ = [
     "RetryPolicy",
     "Step",
     "Task",
+    "TaskFigures",
     "TaskQueue",
     "current_job",
     "current_trace_id",

@@ -1,6 +1,5 @@
 """The queue as the service uses it: enqueue tasks, look at jobs, abort them."""
 
-import copy
 import hashlib
 import hmac
 import itertools
@@ -15,16 +14,17 @@ from uuid import uuid4
 from fastapi import BackgroundTasks
 
 from . import tracing
-from .attempt import Interruption
+from .attempt import Failure, Interruption
 from .errors import IdempotencyConflictError, PayloadTooLargeError
 from .models import Job, JobStatus, QueueHealth, Receipt
+from .monitor import Monitor
 from .settings import QueueSettings
 from .table import JobTable, Record
 from .task import Task
 from .waiting import Waiting
 
 P = ParamSpec("P")
-ABORTED = "CancelledError"  # the error of an aborted job
+ABORTED = Failure("CancelledError", "", public=True)  # the error of an aborted job
 PERIODIC = "cron:"  # how the ids of periodic jobs begin
 
 
@@ -36,12 +36,16 @@ class TaskQueue:
 
     Args:
         settings: The queue's settings.
+
+    Attributes:
+        monitor: For operators, the jobs of all owners.
     """
 
     def __init__(self, settings: QueueSettings) -> None:
         self.settings = settings
         self.table = JobTable(settings)
         self.waiting = Waiting()
+        self.monitor = Monitor(settings, self.table, self.waiting)
         self._secret = secrets.token_bytes()
         self._background_tasks: BackgroundTasks | None = None
         self._key: str | None = None
@@ -53,7 +57,7 @@ class TaskQueue:
         The jobs do not run as part of the request: they hold up neither its connection nor the end
         of the server. Where no response is sent, as after an error, they start within a second.
         """
-        queue = copy.copy(self)
+        queue = self._copy()
         queue._background_tasks = background_tasks  # noqa: SLF001 - of this class
         return queue
 
@@ -64,7 +68,7 @@ class TaskQueue:
         `unique` jobs are the owner's own. It knows the owner's jobs only, and of what they failed
         with only what was raised for the owner, as by `Discard`.
         """
-        queue = copy.copy(self)
+        queue = self._copy()
         queue._prefix = f"{owner}-"  # noqa: SLF001 - of this class
         return queue
 
@@ -76,7 +80,7 @@ class TaskQueue:
         `IdempotencyConflictError`. A key whose job failed is free again after `REUSE_FAILED_KEY`
         seconds. Without a key, each call is a job of its own.
         """
-        queue = copy.copy(self)
+        queue = self._copy()
         queue._key = key  # noqa: SLF001 - of this class
         return queue
 
@@ -119,6 +123,7 @@ class TaskQueue:
         """Enqueue the next run of a periodic task, once however often this is called."""
         if task.cron is None:
             raise TypeError(f"{task.name} has no cron schedule")
+        self.waiting.schedules[task.name] = task.cron
         due = task.cron.next_after(now).timestamp()
         self.submit(Record(f"{PERIODIC}{task.name}:{due:.0f}", task, b"{}", due))
 
@@ -142,7 +147,7 @@ class TaskQueue:
             record.attempt.interrupt(Interruption.ABORT)
         else:
             self.waiting.remove(record)
-            self.table.finish(record, JobStatus.ABORTED, error=ABORTED)
+            self.table.finish(record, JobStatus.ABORTED, failure=ABORTED)
         return True
 
     async def health(self) -> QueueHealth:
@@ -151,11 +156,10 @@ class TaskQueue:
         This process is the one worker.
         """
         oldest = self.waiting.oldest_due()
-        runner = self.waiting.runner
         return QueueHealth(
             depth=len(self.table.unfinished()),
             oldest_seconds=None if oldest is None else max(0.0, time.time() - oldest),
-            workers=int(runner is not None and not runner.done()),
+            workers=int(self.waiting.has_runner()),
         )
 
     def submit(self, *records: Record) -> list[Receipt]:
@@ -180,10 +184,15 @@ class TaskQueue:
 
     def _send(self, record: Record) -> Receipt:
         with tracing.sending(record.task.name, record.task.queue):
+            tracing.note_job(record.job_id)
             record.trace = tracing.current_trace()
             [receipt] = self.submit(record)
-            tracing.note_job(receipt.job_id)
         return receipt
+
+    def _copy(self) -> Self:
+        queue = object.__new__(type(self))
+        queue.__dict__.update(self.__dict__)  # at a tenth of what `copy.copy` takes
+        return queue
 
     def _record(
         self,

@@ -120,7 +120,7 @@ class Runner:
                 record.attempt.interrupt(Interruption.SHUTDOWN)
             else:
                 self._waiting.remove(record)
-                self._table.finish(record, JobStatus.ABORTED, error=ABORTED)
+                self._table.finish(record, JobStatus.ABORTED, failure=ABORTED)
         while self._running:  # an attempt that ignores its cancellation is left behind
             await asyncio.wait(self._running)
         lost = Counter(each.task.name for each in unfinished if _is_lost(each))
@@ -171,10 +171,9 @@ class Runner:
         match outcome:
             case Success(document):
                 self._table.finish(record, JobStatus.COMPLETE, result=document)
-            case Failure(public=public):
+            case Failure():
                 log_failure(record.job_id, name, record.attempts, outcome)
-                error = str(outcome)
-                self._table.finish(record, JobStatus.FAILED, error=error, error_is_public=public)
+                self._table.finish(record, JobStatus.FAILED, failure=outcome)
                 return
             case Again(delay, reason):
                 logger.warning(
@@ -185,7 +184,7 @@ class Runner:
                 self._waiting.put(record)
                 return
             case Interrupted():
-                self._table.finish(record, JobStatus.ABORTED, error=ABORTED)
+                self._table.finish(record, JobStatus.ABORTED, failure=ABORTED)
         seconds = (datetime.now(UTC) - (record.started_at or record.enqueued_at)).total_seconds()
         logger.info("job %s (%s) %s in %.3f s", record.job_id, name, record.status, seconds)
 

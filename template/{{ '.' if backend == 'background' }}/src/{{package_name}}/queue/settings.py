@@ -25,5 +25,5 @@ class QueueSettings(BaseSettings):
     # Memory: finished jobs leave first; without them, enqueueing is refused.
     keep_result: PositiveInt = 86_400  # seconds that results and idempotency keys are kept
     max_stored_jobs: PositiveInt = 10_000  # jobs that wait, run or have finished
-    max_stored_bytes: PositiveInt = 67_108_864  # bytes of their arguments and results
+    max_stored_bytes: PositiveInt = 67_108_864  # bytes of their arguments, results, tracebacks
     reuse_failed_key: PositiveFloat = 60  # seconds until the key of a failed job may be used again

@@ -9,8 +9,9 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from .attempt import Attempt
+from .attempt import Attempt, Failure
 from .errors import QueueUnavailableError
+from .figures import Figures
 from .models import Job, JobStatus
 from .settings import QueueSettings
 from .task import Task
@@ -24,13 +25,14 @@ class Record:
     Attributes:
         job_id: Its id.
         task: Its task.
-        arguments: Its arguments as JSON; empty once it has finished.
+        arguments: Its arguments as JSON.
         due: When it may start, in seconds since 1970.
         fingerprint: The hash of its arguments, if it was enqueued under an idempotency key.
         status: Its state; `QUEUED` also while it is deferred.
         result: What the task returned, as JSON.
         error: What it failed with.
         error_is_public: Whether the job's owner may read that.
+        traceback: Where that was raised.
         attempts: The number of attempts that have begun.
         enqueued_at: When it was enqueued.
         started_at: When its last attempt began.
@@ -49,6 +51,7 @@ class Record:
     result: bytes = b"null"
     error: str | None = None
     error_is_public: bool = True
+    traceback: str = ""
     attempts: int = 0
     enqueued_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     started_at: datetime | None = None
@@ -60,15 +63,29 @@ class Record:
     @property
     def size(self) -> int:
         """The bytes that the table counts for this job."""
-        return len(self.arguments) + len(self.result) + len(self.error or "")
+        texts = len(self.error or "") + len(self.traceback)
+        return len(self.arguments) + len(self.result) + texts
+
+    @property
+    def state(self) -> JobStatus:
+        """Its status as callers see it."""
+        deferred = self.status is JobStatus.QUEUED and self.due > time.time()
+        return JobStatus.DEFERRED if deferred else self.status
+
+    @property
+    def due_at(self) -> datetime:
+        """When it may start."""
+        return datetime.fromtimestamp(self.due, UTC)
 
     def describe(self) -> Job:
-        """Return the state of the job, as callers see it."""
-        deferred = self.status is JobStatus.QUEUED and self.due > time.time()
+        """Return the job as callers see it."""
+        return self.summarize().model_copy(update={"result": from_json(self.result)})
+
+    def summarize(self) -> Job:
+        """Return the job without its result, which may be large."""
         return Job(
             job_id=self.job_id,
-            status=JobStatus.DEFERRED if deferred else self.status,
-            result=from_json(self.result),
+            status=self.state,
             error=self.error,
             error_is_public=self.error_is_public,
             function=self.task.name,
@@ -84,9 +101,13 @@ class JobTable:
 
     Args:
         settings: The queue's settings, read whenever they are needed.
+
+    Attributes:
+        figures: Count the jobs that have finished.
     """
 
     def __init__(self, settings: QueueSettings) -> None:
+        self.figures = Figures()
         self._settings = settings
         self._unfinished: dict[str, Record] = {}
         self._finished: OrderedDict[str, Record] = OrderedDict()
@@ -111,6 +132,11 @@ class JobTable:
         """Return the jobs that wait or run, in the order in which they were enqueued."""
         return list(self._unfinished.values())
 
+    def records(self) -> list[Record]:
+        """Return all jobs."""
+        self._forget_expired()
+        return [*self._unfinished.values(), *self._finished.values()]
+
     def add(self, *records: Record) -> None:
         """Store new jobs, all or none.
 
@@ -127,7 +153,7 @@ class JobTable:
                 f"{len(self._unfinished)} jobs are waiting or running, and no more fit into memory"
             )
         for record in records:
-            self._forget(record.job_id)  # its predecessor, whose key is free again
+            self.forget(record.job_id)  # its predecessor, whose key is free again
             self._unfinished[record.job_id] = record
         self._unfinished_bytes += size
         self._forget_expired()
@@ -139,19 +165,27 @@ class JobTable:
         status: JobStatus,
         *,
         result: bytes = b"null",
-        error: str | None = None,
-        error_is_public: bool = True,
+        failure: Failure | None = None,
     ) -> None:
-        """Store a job's outcome in the place of its arguments."""
+        """Store a job's outcome."""
         del self._unfinished[record.job_id]
         self._unfinished_bytes -= record.size
-        record.arguments = b""
         record.status, record.result = status, result
-        record.error, record.error_is_public = error, error_is_public
+        if failure is not None:
+            record.error = f"{failure.type}: {failure.message}" if failure.message else failure.type
+            record.error_is_public, record.traceback = failure.public, failure.traceback
         record.finished_at = datetime.now(UTC)
         self._finished[record.job_id] = record
         self._finished_bytes += record.size
         self._forget_surplus(keep=1)
+        name = record.task.name
+        self.figures.count(name, status, record.due, record.started_at, record.finished_at)
+
+    def forget(self, job_id: str) -> None:
+        """Forget a job if it has finished."""
+        record = self._finished.pop(job_id, None)
+        if record is not None:
+            self._finished_bytes -= record.size
 
     def _forget_expired(self) -> None:
         oldest = time.time() - self._settings.keep_result
@@ -159,16 +193,11 @@ class JobTable:
             first = next(iter(self._finished.values()))
             if first.finished_at is None or first.finished_at.timestamp() > oldest:
                 return
-            self._forget(first.job_id)
+            self.forget(first.job_id)
 
     def _forget_surplus(self, keep: int) -> None:
         while len(self._finished) > keep and (
             len(self._unfinished) + len(self._finished) > self._settings.max_stored_jobs
             or self._unfinished_bytes + self._finished_bytes > self._settings.max_stored_bytes
         ):
-            self._forget(next(iter(self._finished)))
-
-    def _forget(self, job_id: str) -> None:
-        record = self._finished.pop(job_id, None)
-        if record is not None:
-            self._finished_bytes -= record.size
+            self.forget(next(iter(self._finished)))

@@ -5,6 +5,7 @@ import time
 from collections import OrderedDict, defaultdict
 from contextvars import Context
 
+from .cron import Cron
 from .table import Record
 
 LONGEST_HOLD = 1  # seconds until a job starts whose response was not sent, as after an error
@@ -17,11 +18,15 @@ class Waiting:
     Attributes:
         news: Set when a job became ready or a slot became free.
         runner: Takes the jobs; None if nothing does.
+        paused: The queues whose jobs it does not take.
+        schedules: Of the periodic tasks whose next runs it keeps waiting, by their names.
     """
 
     def __init__(self) -> None:
         self.news = asyncio.Event()
         self.runner: asyncio.Task[None] | None = None
+        self.paused: set[str] = set()
+        self.schedules: dict[str, Cron] = {}
         self._held: set[Record] = set()
         self._ready: defaultdict[str, OrderedDict[str, Record]] = defaultdict(OrderedDict)
 
@@ -51,9 +56,9 @@ class Waiting:
             self.put(record)
 
     def take(self, queue: str) -> Record | None:
-        """Return the job of a queue that has been ready for longest."""
+        """Return the job of a queue that has been ready for longest; None if it is paused."""
         ready = self._ready[queue]
-        return ready.popitem(last=False)[1] if ready else None
+        return ready.popitem(last=False)[1] if ready and queue not in self.paused else None
 
     def remove(self, record: Record) -> None:
         """Let a job wait no more."""
@@ -63,10 +68,15 @@ class Waiting:
             record.timer.cancel()
             record.timer = None
 
-    def oldest_due(self) -> float | None:
+    def oldest_due(self, *queues: str) -> float | None:
         """Return since when the first ready job has been due, in seconds since 1970."""
-        firsts = [next(iter(ready.values())) for ready in self._ready.values() if ready]
+        waiting = [self._ready[queue] for queue in queues or self._ready]
+        firsts = [next(iter(ready.values())) for ready in waiting if ready]
         return min((each.due for each in firsts), default=None)
+
+    def has_runner(self) -> bool:
+        """Return whether something takes the jobs."""
+        return self.runner is not None and not self.runner.done()
 
     def _call_later(self, seconds: float, record: Record) -> None:
         # A context of its own: the request's would be kept until then.

@@ -30,6 +30,9 @@ async def send_notification(ctx: Context, text: str) -> None:
         write_to_outbox(ctx.resources.settings, ".json", to_json({"text": text}))
         return
     response = await ctx.resources.http.post(str(url.get_secret_value()), json={"text": text})
-    if response.is_client_error and response.status_code not in NOT_NOW:
-        raise Discard(f"the channel refuses the notification: {response.status_code}")
-    response.raise_for_status()
+    if response.is_success:
+        return
+    # Not raise_for_status: its error holds the URL, which is a secret.
+    if response.is_server_error or response.status_code in NOT_NOW:
+        raise ConnectionError(f"the channel does not work now: {response.status_code}")
+    raise Discard(f"the channel refuses the notification: {response.status_code}")

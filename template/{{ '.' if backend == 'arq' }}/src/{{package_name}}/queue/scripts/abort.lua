@@ -1,6 +1,7 @@
 #!lua flags=allow-oom
 -- Abort a job: end it where it waits, or ask the worker that runs it.
--- ARGV: service, queue, id, result to store, how long in milliseconds, chain, value of the chain.
+-- ARGV: service, queue, id, result to store, how long in milliseconds, chain, value of the chain, task,
+-- how many finished jobs are listed.
 -- Returns 'waiting', 'running', or 'gone'.
 local service, queue, id = ARGV[1], ARGV[2], ARGV[3]
 local time = redis.call('TIME')
@@ -15,4 +16,10 @@ redis.call('DEL', 'arq:job:' .. id, 'arq:in-progress:' .. id, 'arq:retry:' .. id
 redis.call('ZREM', queue, id)
 redis.call('HDEL', service .. ':running', id)
 if ARGV[6] ~= '' then redis.call('HSET', service .. ':chain:' .. ARGV[6], 'state', ARGV[7]) end
+-- The name comes from the stored job, which may hold any.
+local known = type(redis.pcall('ZSCORE', service .. ':tasks', ARGV[8])) == 'string'
+local task = known and ARGV[8] or '?'
+redis.pcall('HINCRBY', service .. ':figures', task .. ':aborted', 1)
+redis.pcall('LPUSH', service .. ':finished', task .. ' aborted ' .. id)
+redis.pcall('LTRIM', service .. ':finished', 0, ARGV[9] - 1)
 return 'waiting'

@@ -67,6 +67,30 @@ local function mark_lost(lost)
   end
 end
 
+-- Return the number of the attempt, and what is wrong with the number that is stored.
+local function count_attempt(id, counted)
+  local attempts = 'arq:retry:' .. id
+  if redis.call('SET', attempts, 1, 'PX', STORED, 'NX') then return 1, '' end
+  local read, attempt = pcall(redis.call, counted and 'INCR' or 'GET', attempts)
+  attempt = read and tonumber(attempt)
+  if attempt and attempt >= 1 and attempt <= 1e6 then
+    redis.call('PEXPIRE', attempts, STORED)
+    return attempt, ''
+  end
+  redis.call('SET', attempts, 1, 'PX', STORED)
+  return 1, read and '' or 'its number of attempts cannot be read'
+end
+
+-- The leases of the jobs that were just claimed from one queue: written all at once.
+local leased, moved = {}, {}
+
+local function write_leases(queue)
+  if #leased == 0 then return end
+  redis.call('HSET', running, unpack(leased))
+  redis.call('ZADD', queue, 'XX', unpack(moved))
+  leased, moved = {}, {}
+end
+
 local function claim(queue, id, due, crashes, counted)
   local problem = ''
   local got, payload = pcall(redis.call, 'GET', 'arq:job:' .. id)
@@ -81,31 +105,23 @@ local function claim(queue, id, due, crashes, counted)
       return
     end
   end
-  local attempts = 'arq:retry:' .. id
-  local read, attempt = pcall(redis.call, counted and 'INCR' or 'GET', attempts)
-  attempt = read and tonumber(attempt)
-  if not attempt or attempt < 1 or attempt > 1e6 then
-    if not read then problem = 'its number of attempts cannot be read' end
-    attempt = 1
-    redis.call('SET', attempts, 1)
-  end
-  redis.call('PEXPIRE', attempts, STORED)
+  local attempt, unreadable = count_attempt(id, counted)
+  if unreadable ~= '' then problem = unreadable end
   local token = worker .. ':' .. attempt .. ':' .. now .. ':' .. crashes
   redis.call('SET', 'arq:in-progress:' .. id, token, 'PX', lease)
-  redis.call('HSET', running, id, token)
-  redis.call('ZADD', queue, 'XX', now + lease, id)
+  leased[#leased + 1], leased[#leased + 2] = id, token
+  moved[#moved + 1], moved[#moved + 2] = now + lease, id
   bytes_left = bytes_left - (payload and #payload or 0)
   claimed[#claimed + 1] = {queue, id, due, attempt, token, payload or false, problem}
 end
 
 -- Look at a due job: claim it, or give it a later time.
-local function look(queue, id, due)
+local function look(queue, id, due, holder)
   local lease_left = redis.call('PTTL', 'arq:in-progress:' .. id)
   if lease_left > 0 then -- it runs, and ARQ's abort or an ARQ worker has left its score in the past
     redis.call('ZADD', queue, 'XX', now + math.min(lease_left, lease), id)
     return
   end
-  local holder = redis.call('HGET', running, id)
   if holder and (holder:match('^lost:%d+:%a+:') or holder:match('^%w+:%d+:%d+:%d+$')) then
     if holder:sub(1, 5) ~= 'lost:' then mark_lost(holder:match('^[^:]*')) end
     redis.call('ZADD', queue, 'XX', now + POSTPONED, id)
@@ -120,6 +136,8 @@ local function look(queue, id, due)
   claim(queue, id, due, 0, true)
 end
 
+local function is_paused(queue) return redis.pcall('SISMEMBER', service .. ':paused', queue) == 1 end
+
 -- Claim suspects: several that were lost once, or a single one that was lost more often.
 local function claim_suspects()
   local held, lost_once, lost_again = redis.call('HGETALL', running), {}, nil
@@ -128,7 +146,7 @@ local function claim_suspects()
     if crashes and redis.call('PTTL', 'arq:in-progress:' .. held[i]) <= 0 then
       for q = 1, queues do
         local score = redis.call('ZSCORE', ARGV[6 + 2 * q], held[i])
-        if score then
+        if score and not is_paused(ARGV[6 + 2 * q]) then
           local suspect = {ARGV[6 + 2 * q], held[i], score, crashes, kind == 'counts'}
           if tonumber(crashes) == 1 then lost_once[#lost_once + 1] = suspect
           else lost_again = suspect end
@@ -136,8 +154,11 @@ local function claim_suspects()
       end
     end
   end
-  if #lost_once == 0 and lost_again then claim(unpack(lost_again)) end
-  for i = 1, math.min(#lost_once, suspects_allowed) do claim(unpack(lost_once[i])) end
+  if #lost_once == 0 and lost_again then lost_once = {lost_again} end
+  for i = 1, math.min(#lost_once, suspects_allowed) do
+    claim(unpack(lost_once[i]))
+    write_leases(lost_once[i][1])
+  end
 end
 
 local function prepare()
@@ -152,24 +173,34 @@ local function first_due(queue)
   return first and tonumber(first)
 end
 
+-- Return what `running` has of jobs, in their order.
+local function holders_of(due)
+  local ids = {}
+  for i = 1, #due, 2 do ids[#ids + 1] = due[i] end
+  return #ids > 0 and redis.call('HMGET', running, unpack(ids)) or ids
+end
+
 -- Claim due jobs of a queue for free slots; return when the next one is due, or nil.
 local function claim_due(queue, slots)
   local first = first_due(queue)
   if not first or first > now then return first end
+  if is_paused(queue) then return nil end
   if aborts == nil then prepare() end
   local filled = #claimed + slots
   for _ = 1, LOOKS do
     local wanted = filled - #claimed
     if wanted <= 0 or bytes_left <= 0 then break end
     local due = redis.call('ZRANGE', queue, '-inf', now, 'BYSCORE', 'LIMIT', 0, wanted, 'WITHSCORES')
+    local holders = holders_of(due)
     for i = 1, #due, 2 do
       if bytes_left <= 0 then break end
-      local ok, problem = pcall(look, queue, due[i], due[i + 1])
+      local ok, problem = pcall(look, queue, due[i], due[i + 1], holders[(i + 1) / 2])
       if not ok then
         redis.call('ZADD', queue, 'XX', now + POSTPONED, due[i])
         errors[1] = type(problem) == 'table' and problem.err or tostring(problem)
       end
     end
+    write_leases(queue)
     if #due < 2 * wanted then break end
   end
   first = first_due(queue)

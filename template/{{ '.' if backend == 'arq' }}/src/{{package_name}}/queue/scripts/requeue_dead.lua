@@ -6,6 +6,13 @@
 local service, id, queue, payload = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 if redis.call('ZREM', service .. ':dead', id) == 0 then return 0 end
 redis.call('DEL', service .. ':dead:' .. id)
+-- It is no finished job either: it runs again, or is to be forgotten.
+local listed = redis.pcall('LRANGE', service .. ':finished', 0, -1)
+for _, entry in ipairs(listed) do
+  if entry:match('^%S+ %S+ (.*)$') == id then
+    redis.call('LREM', service .. ':finished', 0, entry)
+  end
+end
 if payload ~= '' then
   local time = redis.call('TIME')
   redis.call('DEL', 'arq:result:' .. id, 'arq:retry:' .. id)

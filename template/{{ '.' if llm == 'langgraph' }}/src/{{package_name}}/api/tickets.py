@@ -1,0 +1,218 @@
+"""Support tickets: answered by a workflow, of which a person decides whether its reply is sent."""
+
+from collections.abc import AsyncGenerator
+from typing import Annotated, Self
+from uuid import UUID
+
+from fastapi import APIRouter, Depends, Header, HTTPException, Query, Response
+from fastapi.responses import StreamingResponse
+from fastapi.sse import format_sse_event
+from pydantic import BaseModel, StringConstraints, model_validator
+from pydantic_core import to_json
+from sqlalchemy import select, update
+from sqlalchemy.exc import IntegrityError
+
+from ..flows.events import START, Event, TicketEvents
+from ..queue import IdempotencyConflictError, QueueUnavailableError, TaskQueue
+from ..queue.connection import translate_redis_errors
+from ..settings import Settings
+from ..tasks.tickets import Decision, advance_ticket
+from ..tickets import Ticket, TicketStatus
+from .deps import AppResources, CurrentClient, Email, IdempotencyKey, Line, Queue, Session
+from .jobs import Accept, JobAccepted
+
+ENDED = {TicketStatus.SENT, TicketStatus.REJECTED}
+Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+EventId = Annotated[str, Header(alias="Last-Event-ID", pattern=r"^\d{1,20}-\d{1,20}$")]
+router = APIRouter(tags=["tickets"])
+
+
+class TicketRequest(BaseModel):
+    """What a customer has written."""
+
+    email: Email
+    subject: Line
+    text: Text
+
+
+class TicketAccepted(JobAccepted):
+    """A ticket that the workflow will take to a draft, or to its end."""
+
+    ticket_id: UUID
+
+
+class DecisionRequest(Decision):
+    """Approve the draft, edit it (`text` is sent in its place), or reject it: nothing is sent."""
+
+    text: Text | None = None
+
+    @model_validator(mode="after")
+    def _has_text_to_edit(self) -> Self:
+        if (self.text is not None) != (self.action == "edit"):
+            raise ValueError('"edit" needs a text, and no other action has one')
+        return self
+
+
+class TicketInfo(TicketRequest):
+    """A ticket with what the workflow has made of it so far."""
+
+    id: UUID
+    status: TicketStatus
+    category: str | None
+    draft: str | None
+    reply: str | None
+    job_id: str | None
+
+
+async def get_ticket(ticket_id: str, session: Session, client: CurrentClient) -> Ticket:
+    """Return a ticket of the client by an id that may not be one."""
+    try:
+        ticket = await session.get(Ticket, UUID(ticket_id))
+    except ValueError:
+        ticket = None
+    if ticket is None or ticket.owner != client.owner:
+        raise HTTPException(404, "There is no such ticket.")
+    return ticket
+
+
+@router.post("/tickets", status_code=202)
+async def open_ticket(  # noqa: PLR0913, PLR0917 - what FastAPI is to pass
+    body: TicketRequest,
+    client: CurrentClient,
+    session: Session,
+    resources: AppResources,
+    queue: Queue,
+    accept: Accept,
+    idempotency_key: IdempotencyKey = None,
+) -> TicketAccepted:
+    """Classify a ticket and draft a reply; for a known Idempotency-Key, answer with that ticket."""
+    _check_length(body.text, resources.settings)
+    ticket = Ticket(owner=client.owner, idempotency_key=idempotency_key, **body.model_dump())
+    session.add(ticket)
+    try:
+        # The worker may look for the row as soon as the job is in the queue.
+        await session.commit()
+    except IntegrityError:
+        await session.rollback()
+        known = select(Ticket).where(
+            Ticket.owner == client.owner, Ticket.idempotency_key == idempotency_key
+        )
+        ticket = (await session.scalars(known)).one()
+        if any(getattr(ticket, name) != value for name, value in body.model_dump().items()):
+            raise HTTPException(422, "The Idempotency-Key was used with another request.") from None
+    try:
+        receipt = await queue.once(idempotency_key).enqueue(advance_ticket, ticket_id=ticket.id)
+    except QueueUnavailableError as error:
+        if not (error.maybe_enqueued or idempotency_key):
+            await session.delete(ticket)
+            await session.commit()
+        raise
+    first = update(Ticket).where(Ticket.id == ticket.id, Ticket.job_id.is_(None))
+    await session.execute(first.values(job_id=receipt.job_id))
+    await session.commit()
+    return TicketAccepted(ticket_id=ticket.id, job_id=accept(receipt).job_id)
+
+
+@router.get("/tickets")
+async def list_tickets(  # noqa: PLR0913, PLR0917 - what FastAPI is to pass
+    client: CurrentClient,
+    session: Session,
+    queue: Queue,
+    status: TicketStatus | None = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 100,
+    offset: Annotated[int, Query(ge=0, le=1_000_000)] = 0,
+) -> list[TicketInfo]:
+    """Return tickets, the oldest first; of those at work, `status` tells the failed ones apart."""
+    tickets = select(Ticket).where(Ticket.owner == client.owner)
+    if status is not None:
+        stored = TicketStatus.WORKING if status is TicketStatus.FAILED else status
+        tickets = tickets.where(Ticket.status == stored)
+    page = tickets.order_by(Ticket.created_at, Ticket.id).limit(limit).offset(offset)
+    found = [await _describe(each, session, queue) for each in await session.scalars(page)]
+    return [each for each in found if status in {None, each.status}]
+
+
+@router.get("/tickets/{ticket_id}")
+async def describe_ticket(
+    ticket: Annotated[Ticket, Depends(get_ticket)], session: Session, queue: Queue
+) -> TicketInfo:
+    """Return a ticket; one at work whose job has ended has failed, until its job is retried."""
+    return await _describe(ticket, session, queue)
+
+
+@router.post("/tickets/{ticket_id}/decision", status_code=202)
+async def decide(  # noqa: PLR0913, PLR0917 - what FastAPI is to pass
+    body: DecisionRequest,
+    ticket: Annotated[Ticket, Depends(get_ticket)],
+    session: Session,
+    resources: AppResources,
+    queue: Queue,
+    accept: Accept,
+) -> JobAccepted:
+    """Send the draft, or an edited one, or nothing. A ticket is decided once: 409 afterwards."""
+    _check_length(body.text or "", resources.settings)
+    if ticket.status is not TicketStatus.WAITING:
+        raise HTTPException(409, f"The ticket does not wait for a decision: it is {ticket.status}.")
+    decision = Decision(**body.model_dump())
+    try:
+        # The queue takes one of several at once: they have one key.
+        receipt = await queue.once(f"decision/{ticket.id}").enqueue(
+            advance_ticket, ticket_id=ticket.id, decision=decision
+        )
+    except IdempotencyConflictError:
+        raise HTTPException(409, "The ticket is decided already.") from None
+    if not receipt.created:
+        raise HTTPException(409, "The ticket is decided already.")
+    waiting = update(Ticket).where(Ticket.id == ticket.id, Ticket.status == TicketStatus.WAITING)
+    await session.execute(waiting.values(status=TicketStatus.WORKING, job_id=receipt.job_id))
+    await session.commit()
+    return accept(receipt)
+
+
+@router.get("/tickets/{ticket_id}/events", response_class=StreamingResponse)
+async def watch_ticket(
+    ticket: Annotated[Ticket, Depends(get_ticket)],
+    resources: AppResources,
+    last_event_id: EventId = START,
+) -> Response:
+    """Send a ticket's steps and its draft's tokens as server-sent events, from an event on.
+
+    A step that is repeated after a crash begins with its event again. 204, which tells a browser not
+    to come again, where nothing will follow.
+    """
+    events = TicketEvents(resources.queue, ticket.id)
+    async with translate_redis_errors(resources.queue.settings.enqueue_timeout):
+        more = await events.after(last_event_id)
+    if ticket.status in ENDED and not more:
+        return Response(status_code=204)
+    headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+    stream = _stream(events, last_event_id)
+    return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
+
+
+async def _stream(events: TicketEvents, event_id: str) -> AsyncGenerator[bytes]:
+    async for event in events.follow(event_id):
+        yield _format(event) if event else format_sse_event(comment="")
+
+
+def _format(event: Event) -> bytes:
+    data = to_json({"text": event.text}).decode()
+    return format_sse_event(event=event.kind, data_str=data, id=event.id)
+
+
+async def _describe(ticket: Ticket, session: Session, queue: TaskQueue) -> TicketInfo:
+    status = ticket.status
+    if status is TicketStatus.WORKING and ticket.job_id is not None:
+        job = await queue.job(ticket.job_id)
+        if job is None or job.finished_at is not None:
+            await session.refresh(ticket)  # the job may have ended since the row was read
+            status = ticket.status
+            if status is TicketStatus.WORKING:
+                status = TicketStatus.FAILED
+    fields = ("id", "email", "subject", "text", "category", "draft", "reply", "job_id")
+    return TicketInfo(status=status, **{name: getattr(ticket, name) for name in fields})
+
+
+def _check_length(text: str, settings: Settings) -> None:
+    if len(text) > settings.max_ticket:
+        raise HTTPException(422, f"The text is longer than {settings.max_ticket} characters.")

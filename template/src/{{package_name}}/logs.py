@@ -65,6 +65,12 @@ def configure_logging(settings: Settings) -> None:
                 each.setFormatter(formatter)
 
 
+def as_json(logger: str, text: str) -> str:
+    """Return a line of text as an event of the log, unless it is one already."""
+    record = logging.LogRecord(logger, logging.INFO, "", 0, text, None, None)
+    return text if text.startswith("{") else JsonFormatter().format(record)
+
+
 def current_fields() -> dict[str, Any]:
     """Return the job that the calling code runs for and its trace, as far as there are any."""
     if job := current_job():

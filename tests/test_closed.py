@@ -209,7 +209,7 @@ def test_dev_makes_keys_and_says_how_to_use_them(
     env = service / ".env"
     assert not env.exists()
     try:
-        with Dev(service, tmp_path) as dev:
+        with Dev(service, tmp_path, API_KEYS="", ADMIN_TOKEN="") as dev:
             commands: list[str] = []
             for _ in range(2):
                 running = dev.start("uv", "run", "dev", "--port", str(dev.port), cwd=service)
@@ -239,7 +239,7 @@ def test_dev_makes_keys_and_says_how_to_use_them(
 
 def test_dev_that_cannot_write_keys_ends_with_a_sentence(service: Path, tmp_path: Path) -> None:
     (tmp_path / ".env").symlink_to(tmp_path / "nowhere" / ".env")
-    with Programs(service, tmp_path) as programs:
+    with Programs(service, tmp_path, API_KEYS="", ADMIN_TOKEN="") as programs:
         assert_sentence(programs.run("dev"), ".env", "API_KEYS", "ADMIN_TOKEN")
 
 

@@ -68,8 +68,8 @@ def test_every_combination_is_clean(
 ) -> None:
     service = generate(copie, **answers)
     for file in (each for each in files(service) if each.suffix != ".png"):
-        # GitHub's own expressions begin with a dollar sign.
-        assert not re.search(r"(?<!\$)\{\{|\{%|\{#", file.read_text("utf-8")), file
+        # GitHub's own expressions begin with a dollar sign; Prometheus's have one in their braces.
+        assert not re.search(r"(?<!\$)\{\{(?! \$)|\{%|\{#", file.read_text("utf-8")), file
     for file in service.rglob("*.py"):
         ast.parse(file.read_text("utf-8"))
     assert (service / "Dockerfile").exists() == answers["docker"]

@@ -714,9 +714,9 @@ def settle(service: Path, place: Path) -> Path:
 class Dev(Programs):
     """Runs `uv run dev` in a place, and knows all its processes."""
 
-    def __init__(self, place: Path, folder: Path) -> None:
+    def __init__(self, place: Path, folder: Path, **settings: str) -> None:
         self.marker = f"DEV={uuid4().hex}"
-        super().__init__(place, folder, **dict([self.marker.split("=")]))
+        super().__init__(place, folder, **dict([self.marker.split("=")]), **settings)
         self.place = place
         self.port = free_port()
 

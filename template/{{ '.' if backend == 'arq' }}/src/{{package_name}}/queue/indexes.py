@@ -65,11 +65,17 @@ class Indexes:
 
     def __init__(self, redis: ArqRedis, settings: QueueSettings, timeout: float | None) -> None:
         self._redis: Any = redis
+        self._settings = settings
         self._timeout = timeout
         self._beginnings = Script(redis, "beginnings")
+        self._running = Script(redis, "running")
         self.keys = Keys(settings.queue_name)
-        names = dict.fromkeys([DEFAULT_QUEUE, *settings.queues])
-        self.queues = {name: self.keys.queue(name) for name in names}
+
+    @property
+    def queues(self) -> dict[str, str]:
+        """The keys of the queues by their names."""
+        names = dict.fromkeys([DEFAULT_QUEUE, *self._settings.queues])
+        return {name: self.keys.queue(name) for name in names}
 
     async def ask(self, *commands: tuple[Any, ...]) -> list[Any]:
         """Send commands in one round trip; a reply is None where a key holds another type."""
@@ -88,24 +94,20 @@ class Indexes:
         return replies
 
     async def read_running(self) -> tuple[int, list[Entry]]:
-        """Return the server's time, and the jobs that run, in the order in which they began."""
-        (seconds, micro), held = await self.ask(
-            ("TIME",), ("HRANDFIELD", self.keys.running, MOST_RUNNING, "WITHVALUES")
-        )
-        now_ms = int(seconds * 1000 + micro // 1000)
-        tokens = dict(pairs(held))
-        if not tokens:
-            return now_ms, []
-        scores = await self.ask(*(("ZMSCORE", key, *tokens) for key in self.queues.values()))
+        """Return the server's time, and the jobs that run, in the order in which they began.
+
+        A job whose lease has ended is none of them: its worker is lost, and it waits.
+        """
+        names, keys = [*self.queues], [*self.queues.values()]
+        async with translate_redis_errors(self._timeout):
+            now_ms, found = await self._running(self.keys.service, MOST_RUNNING, *keys)
         running: list[Entry] = []
-        for queue, found in zip(self.queues, scores, strict=True):
-            for (raw_id, token), score in zip(tokens.items(), found or [], strict=False):
-                # Where the lease has ended, the worker is lost, and the job waits.
-                worker, attempts, started_ms = read_token(token)
-                if worker and score is not None and float(score) > now_ms:
-                    entry = Entry(raw_id, JobStatus.IN_PROGRESS, moment_ms=started_ms)
-                    entry.queue, entry.worker, entry.attempts = queue, worker, attempts
-                    running.append(entry)
+        for raw_id, token, place in found:
+            worker, attempts, started_ms = read_token(token)
+            if worker:
+                entry = Entry(raw_id, JobStatus.IN_PROGRESS, moment_ms=started_ms)
+                entry.queue, entry.worker, entry.attempts = names[place], worker, attempts
+                running.append(entry)
         return now_ms, sorted(running, key=attrgetter("moment_ms"))
 
     async def read_others(

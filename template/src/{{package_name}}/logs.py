@@ -9,6 +9,7 @@ from .queue import current_job, current_trace_id
 from .settings import Settings
 
 TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+QUEUE = f"{__package__}.queue."  # whose messages name the job, where they are about it
 
 
 class TextFormatter(logging.Formatter):
@@ -18,12 +19,11 @@ class TextFormatter(logging.Formatter):
         super().__init__(TEXT)
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
-        """Return the first line."""
-        text = super().formatMessage(record)
+        """Return all but the exception."""
         job = current_job()
-        if job is None or job.job_id in record.message:
-            return text
-        return f"{text} (job {job.job_id}, {job.task})"
+        if job and not (record.name.startswith(QUEUE) and job.job_id in record.message):
+            record.message += f" [job {job.job_id} {job.task} attempt {job.attempt}]"
+        return super().formatMessage(record)
 
 
 class JsonFormatter(logging.Formatter):
@@ -31,16 +31,20 @@ class JsonFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
-        time = datetime.fromtimestamp(record.created, UTC)
         event: dict[str, Any] = {
-            "time": time.isoformat(timespec="milliseconds"),
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname,
             "logger": record.name,
-            "message": _valid(_message(record)),
+            "message": record.getMessage(),
         }
         if record.exc_info:
-            event["exception"] = _valid(record.exc_text or self.formatException(record.exc_info))
-        return json.dumps(event | current_fields())
+            event["exception"] = self.formatException(record.exc_info)
+        job = current_job()
+        if job:
+            event |= {"job_id": job.job_id, "task": job.task, "attempt": job.attempt}
+        if trace_id := job.trace_id if job else current_trace_id():
+            event["trace_id"] = trace_id
+        return json.dumps(event)
 
 
 def configure_logging(settings: Settings) -> None:
@@ -59,35 +63,6 @@ def configure_logging(settings: Settings) -> None:
         handler.setFormatter(formatter)
         (logging.getLogger() if as_json else package).addHandler(handler)
     if as_json:
-        logging.captureWarnings(capture=True)
         for name in ("uvicorn", "uvicorn.access"):
             for each in logging.getLogger(name).handlers:
                 each.setFormatter(formatter)
-
-
-def as_json(logger: str, text: str) -> str:
-    """Return a line of text as an event of the log, unless it is one already."""
-    record = logging.LogRecord(logger, logging.INFO, "", 0, text, None, None)
-    return text if text.startswith("{") else JsonFormatter().format(record)
-
-
-def current_fields() -> dict[str, Any]:
-    """Return the job that the calling code runs for and its trace, as far as there are any."""
-    if job := current_job():
-        fields = {"job_id": job.job_id, "task": job.task, "attempt": job.attempt}
-        trace_id = job.trace_id
-    else:
-        fields, trace_id = {}, current_trace_id()
-    return fields | {"trace_id": trace_id} if trace_id else fields
-
-
-def _message(record: logging.LogRecord) -> str:
-    try:
-        return record.getMessage()
-    except Exception as error:  # noqa: BLE001 - logging would write a traceback between the lines
-        return f"{record.msg!r} cannot be formatted: {type(error).__name__}"
-
-
-def _valid(text: str) -> str:
-    """Return text as every reader of JSON takes it, without halves of surrogate pairs."""
-    return text.encode("utf-8", "backslashreplace").decode()

@@ -277,9 +277,9 @@ def failure(error: BaseException) -> Failure:
 
 
 def log_failure(job_id: str, task: str, attempt: int, failure: Failure) -> None:
-    """Log that a job failed for good: once, and with the exception, for collectors such as Sentry."""
+    """Log that a job failed for good, with its exception: collectors such as Sentry take it."""
     error = failure.error
-    if error is None:
+    if error is None or not logger.isEnabledFor(logging.ERROR):
         return
     job = current_job()
     if job is None or job.job_id != job_id:  # it failed before its attempt began
@@ -292,8 +292,9 @@ def log_failure(job_id: str, task: str, attempt: int, failure: Failure) -> None:
         "job %s (%s) failed: %s",
         (job_id, task, describe(error)),
         (type(error), error, error.__traceback__),
+        extra={"job_id": job_id, "task": task, "attempt": attempt},
     )
-    record.exc_text = failure.traceback  # of bounded size: handlers format no exception again
+    record.exc_text = failure.traceback  # of bounded size, where a formatter would write it whole
     logger.handle(record)
     error.__traceback__ = None  # it refers to the attempt
 

@@ -9,7 +9,13 @@ from datetime import UTC, datetime
 from traceback import format_exception
 from typing import Annotated, Any
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
 from pydantic_core import from_json, to_json
 
 from .models import Job, JobStatus
@@ -18,6 +24,14 @@ from .tracing import Trace
 STORED_MS = 30 * 24 * 60 * 60 * 1000  # how long a job is stored after it was due
 UNKNOWN_TASK = "?"  # in place of the task of a job that cannot be read
 ABORTED = "CancelledError"  # the type of error under which ARQ stores an aborted job
+
+
+def _trace_or_none(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+    try:
+        return validate(value)
+    except ValidationError:
+        return None  # a trace is not worth a job
+
 
 Milliseconds = Annotated[int, Field(ge=0, le=253_402_300_799_999)]  # since 1970, until 9999
 
@@ -50,7 +64,8 @@ class StoredJob(BaseModel):
     et: Milliseconds  # when it was enqueued
     q: str | None = None  # its queue
     c: ChainLink | None = None
-    tc: Trace | None = None  # where its sender is in which trace
+    # Where its sender is in which trace.
+    tc: Annotated[Trace | None, WrapValidator(_trace_or_none)] = None
 
 
 class StoredError(BaseModel):

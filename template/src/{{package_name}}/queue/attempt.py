@@ -155,12 +155,12 @@ class Attempt:
         Returns:
             The outcome. Whatever the function raises is part of it.
         """
+        if not tracing.is_on():
+            return await self._run(positional, named)
         task, context = self._task, self._context
         job_id, number = context.job_id, context.attempt
         with tracing.processing(task.name, task.queue, job_id, number, self._trace):
-            # It stays set afterwards, for what the caller logs of the outcome.
-            _current.set(CurrentJob(job_id, task.name, number, tracing.current_trace_id()))
-            outcome = await self._run(positional, named)
+            outcome = await self._run(positional, named, tracing.current_trace_id())
             match outcome:
                 case Failure(type=error) | Again(error=str(error)):
                     tracing.note_error(error)
@@ -168,7 +168,12 @@ class Attempt:
                     pass
             return outcome
 
-    async def _run(self, positional: tuple[Any, ...], named: dict[str, Any]) -> Outcome:
+    async def _run(
+        self, positional: tuple[Any, ...], named: dict[str, Any], trace_id: str | None = None
+    ) -> Outcome:
+        context = self._context
+        # It stays set afterwards, for what the caller logs of the outcome.
+        _current.set(CurrentJob(context.job_id, self._task.name, context.attempt, trace_id))
         try:
             args, kwargs = self._task.arguments.decode(positional, named)
             result = await self._call(args, kwargs)

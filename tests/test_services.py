@@ -151,6 +151,18 @@ def test_a_newer_python_has_no_complaint(copie: Copie, backend: str, python_vers
     run(RUFF, "format", "--check", cwd=service)
 
 
+@pytest.mark.parametrize("package_name", ["a", "a" * 50, "z" * 50], ids=["short", "long", "last"])
+@pytest.mark.parametrize(
+    "answers", [{"backend": "arq", "llm": "langgraph"}, {"backend": "background"}], ids=name
+)
+def test_no_name_makes_a_line_too_long(
+    copie: Copie, answers: dict[str, object], package_name: str
+) -> None:
+    service = generate(copie, package_name=package_name, **answers)
+    run(RUFF, "check", cwd=service)
+    run(RUFF, "format", "--check", cwd=service)
+
+
 def newest_python() -> Path | None:
     """Find the newest interpreter here that is newer than this one and can be chosen."""
     found = json.loads(uv(CHECKOUT, "python", "list", "--only-installed", "--output-format=json"))

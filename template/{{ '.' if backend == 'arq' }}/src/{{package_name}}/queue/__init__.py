@@ -5,6 +5,7 @@ README.md in this folder tells how it works.
 
 from .attempt import CurrentJob, current_job
 from .client import TaskQueue, open_queue
+from .connection import translate_redis_errors
 from .dead import DeadJobs
 from .errors import (
     Discard,
@@ -56,4 +57,5 @@ __all__ = [
     "current_trace_id",
     "open_queue",
     "task",
+    "translate_redis_errors",
 ]

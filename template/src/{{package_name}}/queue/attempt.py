@@ -18,7 +18,6 @@ from .arguments import check_json
 from .errors import PUBLIC, InvalidResultError, JobTimeoutError, Retry
 from .models import JobContext
 from .task import Task
-from .tracing import Trace
 
 logger = logging.getLogger(__name__)
 PATIENCE = 3  # seconds that a cancelled call gets to end; then it is left behind
@@ -86,11 +85,10 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Again:
-    """The job runs again, after a delay in seconds; `error` is the exception's type, if one is why."""
+    """The job runs again, after a delay in seconds."""
 
     delay: float
     reason: str
-    error: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +110,7 @@ class Attempt:
         context: The first argument of the task's function.
         limits: What counts where the task does not say.
         executor: Runs tasks that are not `async`.
-        trace: Where its sender is in which trace.
+        trace: Where its sender is in which trace, as `tracing.current_trace` says.
     """
 
     def __init__(
@@ -121,7 +119,7 @@ class Attempt:
         context: JobContext[Any],
         limits: Limits,
         executor: Executor,
-        trace: Trace | None = None,
+        trace: object = "",
     ) -> None:
         self._task = task
         self._context = context
@@ -157,16 +155,9 @@ class Attempt:
         """
         if not tracing.is_on():
             return await self._run(positional, named)
-        task, context = self._task, self._context
-        job_id, number = context.job_id, context.attempt
-        with tracing.processing(task.name, task.queue, job_id, number, self._trace):
-            outcome = await self._run(positional, named, tracing.current_trace_id())
-            match outcome:
-                case Failure(type=error) | Again(error=str(error)):
-                    tracing.note_error(error)
-                case _:
-                    pass
-            return outcome
+        task, job = self._task, self._context
+        with tracing.processing(task.name, task.queue, job.job_id, job.attempt, self._trace):
+            return await self._run(positional, named, tracing.current_trace_id())
 
     async def _run(
         self, positional: tuple[Any, ...], named: dict[str, Any], trace_id: str | None = None
@@ -266,7 +257,9 @@ class Attempt:
                 delay = min(error.defer, LONGEST_DELAY) if error.defer > 0 else 0  # NaN is none
                 return Again(delay, describe(error))
         elif self._task.retry.allows(error, number):
-            return Again(self._task.retry.delay(number), describe(error), _type(error))
+            tracing.note_error(_type(error))
+            return Again(self._task.retry.delay(number), describe(error))
+        tracing.note_error(_type(error))
         return failure(error)
 
 
@@ -289,16 +282,10 @@ def log_failure(job_id: str, task: str, attempt: int, failure: Failure) -> None:
     job = current_job()
     if job is None or job.job_id != job_id:  # it failed before its attempt began
         _current.set(CurrentJob(job_id, task, attempt))
-    record = logger.makeRecord(
-        logger.name,
-        logging.ERROR,
-        __file__,
-        0,
-        "job %s (%s) failed: %s",
-        (job_id, task, describe(error)),
-        (type(error), error, error.__traceback__),
-        extra={"job_id": job_id, "task": task, "attempt": attempt},
-    )
+    text, args = "job %s (%s) failed: %s", (job_id, task, describe(error))
+    info = (type(error), error, error.__traceback__)
+    extra = {"job_id": job_id, "task": task, "attempt": attempt}
+    record = logger.makeRecord(__name__, logging.ERROR, __file__, 0, text, args, info, extra=extra)
     record.exc_text = failure.traceback  # of bounded size, where a formatter would write it whole
     logger.handle(record)
     error.__traceback__ = None  # it refers to the attempt

@@ -190,13 +190,9 @@ class TaskQueue:
 
         await self._ask(store)
         with tracing.sending(first.task, first.queue):
+            arguments, trace = to_json(first.arguments), tracing.current_trace()
             document = job_document(
-                first.task,
-                to_json(first.arguments),
-                _now_ms(),
-                first.queue,
-                chain=to_json(link),
-                trace=tracing.current_trace(),
+                first.task, arguments, _now_ms(), first.queue, chain=to_json(link), trace=trace
             )
             await self._put(NewJob(self.keys.queue(first.queue), first.job_id, document))
         return chain_id

@@ -9,29 +9,14 @@ from datetime import UTC, datetime
 from traceback import format_exception
 from typing import Annotated, Any
 
-from pydantic import (
-    BaseModel,
-    Field,
-    ValidationError,
-    ValidatorFunctionWrapHandler,
-    WrapValidator,
-)
+from pydantic import BaseModel, Field, ValidationError
 from pydantic_core import from_json, to_json
 
 from .models import Job, JobStatus
-from .tracing import Trace
 
 STORED_MS = 30 * 24 * 60 * 60 * 1000  # how long a job is stored after it was due
 UNKNOWN_TASK = "?"  # in place of the task of a job that cannot be read
 ABORTED = "CancelledError"  # the type of error under which ARQ stores an aborted job
-
-
-def _trace_or_none(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
-    try:
-        return validate(value)
-    except ValidationError:
-        return None  # a trace is not worth a job
-
 
 Milliseconds = Annotated[int, Field(ge=0, le=253_402_300_799_999)]  # since 1970, until 9999
 
@@ -64,8 +49,7 @@ class StoredJob(BaseModel):
     et: Milliseconds  # when it was enqueued
     q: str | None = None  # its queue
     c: ChainLink | None = None
-    # Where its sender is in which trace.
-    tc: Annotated[Trace | None, WrapValidator(_trace_or_none)] = None
+    tc: Any = ""  # where its sender is in which trace; if it is invalid, the job runs all the same
 
 
 class StoredError(BaseModel):
@@ -145,7 +129,7 @@ def job_document(  # noqa: PLR0913 - the parts of a job
     *,
     positional: bytes = b"[]",
     chain: bytes = b"null",
-    trace: Trace | None = None,
+    trace: Any = "",
 ) -> bytes:
     """Write a job whose arguments are JSON already."""
     # What may be long comes last: lists read only the beginning. It is ARQ's that claim.lua relies
@@ -247,7 +231,7 @@ def deserialize(data: bytes) -> dict[str, Any]:
     return document
 
 
-def _trace_field(trace: Trace | None) -> bytes:
+def _trace_field(trace: Any) -> bytes:
     return b',"tc":%b' % to_json(trace) if trace else b""
 
 

@@ -196,14 +196,8 @@ def _chain(job: StoredJob, status: str, result: bytes, service: str, now_ms: int
     if step.result_argument is not None:
         arguments[step.result_argument] = from_json(result)
     following = ChainLink(id=link.id, index=link.index + 1, steps=rest)
-    payload = job_document(
-        step.task,
-        to_json(arguments),
-        now_ms,
-        step.queue,
-        chain=to_json(following),
-        trace=job.tc,
-    )
+    given, chain = to_json(arguments), to_json(following)
+    payload = job_document(step.task, given, now_ms, step.queue, chain=chain, trace=job.tc)
     return to_json(
         {
             "id": link.id,

@@ -15,7 +15,6 @@ from .figures import Figures
 from .models import Job, JobStatus
 from .settings import QueueSettings
 from .task import Task
-from .tracing import Trace
 
 
 @dataclass(eq=False, slots=True)
@@ -39,7 +38,7 @@ class Record:
         finished_at: When it finished.
         timer: Ends its wait, if it is not due yet.
         attempt: The running attempt.
-        trace: Where its sender is in which trace.
+        trace: Where its sender is in which trace, as `tracing.current_trace` says.
     """
 
     job_id: str
@@ -58,7 +57,7 @@ class Record:
     finished_at: datetime | None = None
     timer: asyncio.TimerHandle | None = None
     attempt: Attempt | None = None
-    trace: Trace | None = None
+    trace: str = ""
 
     @property
     def size(self) -> int:

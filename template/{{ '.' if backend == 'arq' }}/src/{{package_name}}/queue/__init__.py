@@ -22,6 +22,7 @@ from .monitoring import BOUNDS, JobDetails, Overview, TaskFigures
 from .retry import RetryPolicy
 from .settings import QueueSettings
 from .task import Step, Task, task
+from .tracing import current_trace_id
 from .worker import Worker
 
 __all__ = [
@@ -53,6 +54,7 @@ __all__ = [
     "TaskQueue",
     "Worker",
     "current_job",
+    "current_trace_id",
     "open_queue",
     "task",
     "translate_redis_errors",

@@ -14,6 +14,7 @@ from arq import ArqRedis
 from pydantic import ValidationError
 from pydantic_core import from_json, to_json
 
+from . import tracing
 from .connection import Script, connect, passes, translate_redis_errors
 from .dead import DeadJobs
 from .documents import (
@@ -121,11 +122,12 @@ class TaskQueue:
         each call by its place in the list.
         """
         encoded = [(self._encode(task, (), call), task.unique_key(**call)) for call in calls]
-        jobs = [
-            await self._new_job(task, *each, index=f":{index}")
-            for index, each in enumerate(encoded)
-        ]
-        replies = await self._enqueuer.enqueue_all(jobs, self._timeout)
+        with tracing.sending(task.name, task.queue, len(encoded)):
+            jobs = [
+                await self._new_job(task, *each, index=f":{index}")
+                for index, each in enumerate(encoded)
+            ]
+            replies = await self._enqueuer.enqueue_all(jobs, self._timeout)
         return [_receipt(*each) for each in zip(jobs, replies, strict=True)]
 
     async def schedule(self, task: Task[..., Any], now: datetime, /) -> None:
@@ -174,13 +176,6 @@ class TaskQueue:
         stored = [self._stored_step(step) for step in steps]
         first, *rest = stored
         link = ChainLink(id=chain_id, index=0, steps=rest)
-        document = job_document(
-            first.task,
-            to_json(first.arguments),
-            _now_ms(),
-            first.queue,
-            chain=to_json(link),
-        )
         record = {
             "tasks": to_json([step.task for step in stored]),
             "jobs": to_json([step.job_id for step in stored]),
@@ -194,7 +189,12 @@ class TaskQueue:
                 await pipe.execute()
 
         await self._ask(store)
-        await self._put(NewJob(self.keys.queue(first.queue), first.job_id, document))
+        with tracing.sending(first.task, first.queue):
+            arguments, trace = to_json(first.arguments), tracing.current_trace()
+            document = job_document(
+                first.task, arguments, _now_ms(), first.queue, chain=to_json(link), trace=trace
+            )
+            await self._put(NewJob(self.keys.queue(first.queue), first.job_id, document))
         return chain_id
 
     async def chain_status(self, chain_id: str, /) -> Chain | None:
@@ -311,7 +311,8 @@ class TaskQueue:
     ) -> Receipt:
         arguments = self._encode(task, args, kwargs)
         key = task.unique_key(*args, **kwargs)
-        return await self._put(await self._new_job(task, arguments, key, due))
+        with tracing.sending(task.name, task.queue):
+            return await self._put(await self._new_job(task, arguments, key, due))
 
     def _encode(
         self, task: Task[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -333,11 +334,13 @@ class TaskQueue:
             job_id, kind = await self._job_id(f"unique:{task.name}:{key}"), "unique"
         elif self._key is not None:
             job_id, kind = await self._job_id(f"key:{task.name}:{self._key}{index}"), "key"
-        document = job_document(task.name, arguments, _now_ms(), task.queue)
+        trace = tracing.current_trace()
+        document = job_document(task.name, arguments, _now_ms(), task.queue, trace=trace)
         queue = self.keys.queue(task.queue)
         return NewJob(queue, job_id or self._new_id(), document, due, kind)
 
     async def _put(self, job: NewJob) -> Receipt:
+        tracing.note_job(job.job_id)
         deadline = asyncio.get_running_loop().time() + self._timeout if self._timeout else 0
         return _receipt(job, await self._enqueuer.put(replace(job, deadline=deadline)))
 

@@ -81,6 +81,7 @@ class DeadJobs:
                 queue,
                 positional=to_json(stored.a),
                 chain=to_json(stored.c),
+                trace=stored.tc,
             )
             return await self._take(job_id, self._keys.queue(queue), payload, stored.c)
 

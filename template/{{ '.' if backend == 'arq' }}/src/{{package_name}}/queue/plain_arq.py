@@ -27,7 +27,8 @@ from .worker import ArqAttempt
 logger = logging.getLogger(__name__)
 MISSING = (
     "leases (the jobs of a killed worker wait for their timeout), fencing, dead jobs, chains, "
-    "rate limits, cron, queues other than the default one, pauses, metrics, waiting for Redis"
+    "rate limits, cron, queues other than the default one, pauses, metrics, the sender's trace, "
+    "waiting for Redis"
 )
 CHECK_TIMEOUT = 10  # seconds
 OpenResources = Callable[[TaskQueue], AbstractAsyncContextManager[Any]]

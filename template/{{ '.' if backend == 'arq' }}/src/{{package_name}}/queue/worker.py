@@ -301,7 +301,8 @@ class Worker:
             raise JobExpiredError(f"it was due too long ago, by {late:.0f} s")
         enqueued_at = to_datetime(stored.et) or datetime.fromtimestamp(0, UTC)
         context = JobContext(self._resources, held.job_id, held.attempt, enqueued_at)
-        running.attempt = attempt = ArqAttempt(task, context, self._limits, self._threads)
+        attempt = ArqAttempt(task, context, self._limits, self._threads, stored.tc)
+        running.attempt = attempt
         if running.interrupted is not None:
             attempt.interrupt(running.interrupted)
         return await attempt.run(stored.a, stored.k)

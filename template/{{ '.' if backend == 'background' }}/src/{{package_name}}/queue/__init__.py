@@ -21,6 +21,7 @@ from .retry import RetryPolicy
 from .runner import run_jobs_here
 from .settings import QueueSettings
 from .task import Step, Task, task
+from .tracing import current_trace_id
 
 __all__ = [
     "BOUNDS",
@@ -48,6 +49,7 @@ __all__ = [
     "TaskFigures",
     "TaskQueue",
     "current_job",
+    "current_trace_id",
     "open_queue",
     "run_jobs_here",
     "task",

@@ -13,6 +13,7 @@ from uuid import uuid4
 
 from fastapi import BackgroundTasks
 
+from . import tracing
 from .attempt import Failure, Interruption
 from .errors import IdempotencyConflictError, PayloadTooLargeError
 from .models import Job, JobStatus, QueueHealth, Receipt
@@ -85,8 +86,7 @@ class TaskQueue:
 
     async def enqueue(self, task: Task[P, Any], /, *args: P.args, **kwargs: P.kwargs) -> Receipt:
         """Run a task as soon as its queue has a free slot; from a route, after the response."""
-        [receipt] = self.submit(self._record(task, args, kwargs, self._key))
-        return receipt
+        return self._send(self._record(task, args, kwargs, self._key))
 
     async def enqueue_in(
         self, delay: timedelta, task: Task[P, Any], /, *args: P.args, **kwargs: P.kwargs
@@ -94,8 +94,7 @@ class TaskQueue:
         """Run a task after a delay; at once if it is negative."""
         record = self._record(task, args, kwargs, self._key)
         record.due += max(0, delay.total_seconds())
-        [receipt] = self.submit(record)
-        return receipt
+        return self._send(record)
 
     async def enqueue_at(
         self, when: datetime, task: Task[P, Any], /, *args: P.args, **kwargs: P.kwargs
@@ -105,17 +104,20 @@ class TaskQueue:
             raise TypeError("a naive datetime names no moment: give it a timezone")
         record = self._record(task, args, kwargs, self._key)
         record.due = max(record.due, when.timestamp())
-        [receipt] = self.submit(record)
-        return receipt
+        return self._send(record)
 
     async def enqueue_many(
         self, task: Task[..., Any], calls: Iterable[Mapping[str, Any]], /
     ) -> list[Receipt]:
         """Run a task once for each set of arguments; all are enqueued, or none."""
         keys = (None if self._key is None else f"{n}:{self._key}" for n in itertools.count())
-        return self.submit(
-            *(self._record(task, (), call, key) for call, key in zip(calls, keys, strict=False))
-        )
+        records = [
+            self._record(task, (), call, key) for call, key in zip(calls, keys, strict=False)
+        ]
+        with tracing.sending(task.name, task.queue, len(records)):
+            for record in records:
+                record.trace = tracing.current_trace()
+            return self.submit(*records)
 
     async def schedule(self, task: Task[..., Any], now: datetime, /) -> None:
         """Enqueue the next run of a periodic task, once however often this is called."""
@@ -179,6 +181,13 @@ class TaskQueue:
                 self.waiting.hold(record)
                 self._background_tasks.add_task(self.waiting.release, record)
         return receipts
+
+    def _send(self, record: Record) -> Receipt:
+        with tracing.sending(record.task.name, record.task.queue):
+            tracing.note_job(record.job_id)
+            record.trace = tracing.current_trace()
+            [receipt] = self.submit(record)
+        return receipt
 
     def _copy(self) -> Self:
         queue = object.__new__(type(self))

@@ -38,6 +38,7 @@ class Record:
         finished_at: When it finished.
         timer: Ends its wait, if it is not due yet.
         attempt: The running attempt.
+        trace: Where its sender is in which trace, as `tracing.current_trace` says.
     """
 
     job_id: str
@@ -56,6 +57,7 @@ class Record:
     finished_at: datetime | None = None
     timer: asyncio.TimerHandle | None = None
     attempt: Attempt | None = None
+    trace: str = ""
 
     @property
     def size(self) -> int:

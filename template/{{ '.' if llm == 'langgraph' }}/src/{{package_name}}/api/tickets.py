@@ -13,8 +13,12 @@ from sqlalchemy import select, update
 from sqlalchemy.exc import IntegrityError
 
 from ..flows.events import START, Event, TicketEvents
-from ..queue import IdempotencyConflictError, QueueUnavailableError, TaskQueue
-from ..queue.connection import translate_redis_errors
+from ..queue import (
+    IdempotencyConflictError,
+    QueueUnavailableError,
+    TaskQueue,
+    translate_redis_errors,
+)
 from ..settings import Settings
 from ..tasks.tickets import Decision, advance_ticket
 from ..tickets import Ticket, TicketStatus

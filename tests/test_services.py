@@ -103,9 +103,17 @@ def files(service: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize("examples", [True, False], ids=["examples", "skeleton"])
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_the_suite_of_a_service_passes(copie: Copie, backend: str, *, examples: bool) -> None:
-    service = generate(copie, backend=backend, examples=examples)
+@pytest.mark.parametrize(
+    ("backend", "broker"),
+    [
+        *((backend, "redis") for backend in BACKENDS),
+        pytest.param("celery", "sqs", marks=pytest.mark.slow),
+    ],
+)
+def test_the_suite_of_a_service_passes(
+    copie: Copie, backend: str, broker: str, *, examples: bool
+) -> None:
+    service = generate(copie, backend=backend, broker=broker, examples=examples)
     uv(service, "sync", "--quiet")
     assert_suite_passes(service)
     uv(service, "run", "pyright")

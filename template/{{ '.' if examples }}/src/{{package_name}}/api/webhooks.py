@@ -42,8 +42,9 @@ async def verify_webhook(
         status = 400 if "recursion" in message else 422
         raise HTTPException(status, f"The webhook's body: {message}.") from None
     webhook_id = delivery_id(sender, request.headers, payload)
-    if not webhook_id or len(webhook_id) > LONGEST_ID:
-        raise HTTPException(422, f"The webhook needs an id of at most {LONGEST_ID} characters.")
+    if not webhook_id or len(webhook_id) > LONGEST_ID or not webhook_id.isprintable():
+        detail = f"The webhook needs an id of at most {LONGEST_ID} characters, all printable."
+        raise HTTPException(422, detail)
     return Webhook(source, webhook_id, payload)
 
 

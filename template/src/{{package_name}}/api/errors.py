@@ -46,9 +46,8 @@ class Problem(BaseModel):
 
 
 _DESCRIBED = {
-    "model": Problem,
     "description": "A problem.",
-    "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+    "content": {MEDIA_TYPE: {"schema": Problem.model_json_schema()}},
 }
 PROBLEM_RESPONSES: dict[int | str, dict[str, Any]] = {"4XX": _DESCRIBED, "5XX": _DESCRIBED}
 

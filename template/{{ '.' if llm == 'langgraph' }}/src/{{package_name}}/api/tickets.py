@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncGenerator, AsyncIterator
 from itertools import count
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Header, HTTPException, Query, Request, Response
@@ -29,6 +29,10 @@ from .jobs import Accept, JobAccepted
 # U+0000 is the one character that PostgreSQL does not store.
 Text = Annotated[str, StringConstraints(strip_whitespace=True, pattern=r"^[^\x00]+$")]
 PAGE = 100  # tickets
+STREAM: dict[int | str, Any] = {
+    200: {"description": "Events.", "content": {"text/event-stream": {"schema": {}}}},
+    204: {"description": "Nothing will follow."},
+}
 
 
 def _event_id(text: str) -> str:
@@ -202,7 +206,7 @@ async def decide(  # noqa: PLR0913, PLR0917 - what FastAPI is to pass
     return accept(receipt)
 
 
-@router.get("/tickets/{ticket_id}/events", response_class=StreamingResponse)
+@router.get("/tickets/{ticket_id}/events", response_class=StreamingResponse, responses=STREAM)
 async def watch_ticket(
     request: Request,
     ticket: Annotated[Ticket, Depends(get_ticket)],

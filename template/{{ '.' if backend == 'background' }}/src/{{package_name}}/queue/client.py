@@ -147,7 +147,7 @@ class TaskQueue:
         if record.attempt is not None:
             record.attempt.interrupt(Interruption.ABORT)
         else:
-            self.waiting.remove(record)
+            self.waiting.withdraw(record)
             self.table.finish(record, JobStatus.ABORTED, failure=ABORTED)
         return True
 

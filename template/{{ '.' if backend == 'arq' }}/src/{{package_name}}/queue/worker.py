@@ -292,7 +292,7 @@ class Worker:
         held, stored = running.held, running.stored
         task = self._tasks.get(stored.f)
         if task is None:
-            raise InvalidJobError("there is no task of this name")
+            raise InvalidJobError("there is no task of this name: is it in TASKS?")
         most = max(task.retry.max_attempts, self._settings.max_attempts)
         if held.attempt > most:
             raise WorkerLostError(f"its worker was lost at the last of {most} attempts")

@@ -16,7 +16,7 @@ from .errors import (
 )
 from .models import Job, JobContext, JobStatus, QueueHealth, Receipt
 from .monitor import Monitor
-from .monitoring import BOUNDS, JobDetails, ListedJob, Overview, TaskFigures
+from .monitoring import BOUNDS, JobDetails, Overview, TaskFigures
 from .retry import RetryPolicy
 from .runner import run_jobs_here
 from .settings import QueueSettings
@@ -33,7 +33,6 @@ __all__ = [
     "JobContext",
     "JobDetails",
     "JobStatus",
-    "ListedJob",
     "Monitor",
     "Overview",
     "PayloadTooLargeError",

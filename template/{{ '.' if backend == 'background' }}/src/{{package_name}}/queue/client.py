@@ -77,8 +77,9 @@ class TaskQueue:
 
         The same task with the same key is one job, as long as its outcome is kept; `created` of the
         receipt says whether it is a new one. With other arguments, enqueueing raises
-        `IdempotencyConflictError`. A key whose job failed is free again after `REUSE_FAILED_KEY`
-        seconds. Without a key, each call is a job of its own.
+        `IdempotencyConflictError`. A key whose job failed or was aborted is free again after
+        `REUSE_FAILED_KEY` seconds. Without a key, each call is a job of its own. A `unique` task takes
+        no key.
         """
         queue = self._copy()
         queue._key = key  # noqa: SLF001 - of this class
@@ -146,7 +147,7 @@ class TaskQueue:
         if record.attempt is not None:
             record.attempt.interrupt(Interruption.ABORT)
         else:
-            self.waiting.remove(record)
+            self.waiting.withdraw(record)
             self.table.finish(record, JobStatus.ABORTED, failure=ABORTED)
         return True
 
@@ -210,6 +211,8 @@ class TaskQueue:
         fingerprint = b""
         unique_key = task.unique_key(*args, **kwargs)
         if unique_key is not None:
+            if key is not None:
+                raise TypeError(f"{task.name} is unique by its arguments: it takes no key")
             job_id = self._job_id(f"{task.name}:unique:{unique_key}")
         elif key is not None:
             job_id = self._job_id(f"{task.name}:key:{key}")
@@ -217,7 +220,7 @@ class TaskQueue:
             fingerprint = hashlib.sha256(canonical.encode()).digest()
         else:
             job_id = self._prefix + uuid4().hex
-        return Record(job_id, task, arguments, time.time(), fingerprint)
+        return Record(job_id, task, arguments, time.time(), fingerprint, owner=self._prefix)
 
     def _job_id(self, name: str) -> str:
         """Return an id that is the same for the same name, and cannot be guessed from it."""

@@ -143,9 +143,9 @@ class Runner:
     async def _run(self, record: Record) -> None:
         if record.finished_at is not None:
             return  # it was aborted meanwhile
-        if seconds := self._rates.acquire(record.task):
-            record.due = time.time() + seconds
-            self._waiting.put(record)
+        waiting = self._waiting.count_limited(record.task.name)
+        if seconds := self._rates.acquire(record.task, waiting):
+            self._waiting.limit(record, seconds)
             return
         self._settle(record, await self._attempt(record))
 

@@ -49,6 +49,22 @@ def test_copier_works_in_a_folder_of_any_name(
     assert len({frozenset(each) for each in names}) == 1
 
 
+@pytest.mark.parametrize("committed", [True, False])
+def test_a_service_in_a_clone_is_no_part_of_the_template(
+    tmp_path: Path, repository: Path, *, committed: bool
+) -> None:
+    clone = tmp_path / "clone"
+    run("git", "clone", "--quiet", repository, clone, cwd=tmp_path)
+    taskgen("new", "svc", "--no-sync", "--yes", cwd=clone)
+    taskgen("new", "unversioned", "--no-git", "--no-sync", "--yes", cwd=clone)
+    if committed:
+        run("git", "add", ".", cwd=clone / "svc")
+        run("git", "commit", "--quiet", "--message", "Created", cwd=clone / "svc")
+    assert run("git", "status", "--porcelain", cwd=clone).stdout == ""
+    run(BIN / "copier", "copy", "--quiet", "--defaults", clone, "other", cwd=tmp_path)
+    assert not (tmp_path / "other" / "svc").exists()
+
+
 def test_works_from_a_checkout_in_a_folder_of_any_name(tmp_path: Path, repository: Path) -> None:
     # Copier takes a path that ends so for the address of a repository.
     checkout = tmp_path / ODD / "taskgen.git"

@@ -791,6 +791,54 @@ def test_a_second_dev_in_one_folder_says_so(strange_place: Path, tmp_path: Path)
             assert do_job(api) == 1
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc")
+def test_dev_starts_another_worker_for_one_that_was_killed(
+    strange_place: Path, tmp_path: Path
+) -> None:
+    with Dev(strange_place, tmp_path) as dev:
+        running = dev.develop()
+        os.kill(dev.process(r"cli\0worker"), signal.SIGKILL)
+        running.wait_for(r"worker ended with status -9(.|\n)*worker \|.* runs default")
+        with client(dev.port) as api:
+            assert do_job(api) == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc")
+def test_a_broken_worker_waits_for_its_code_to_change(strange_place: Path, tmp_path: Path) -> None:
+    module = strange_place / "src" / "my_service" / "tasks" / "__init__.py"
+    code = module.read_text(encoding="utf-8")
+    with Dev(strange_place, tmp_path) as dev:
+        running = dev.develop()
+        try:
+            module.write_text(f"{code}\nraise RuntimeError\n", encoding="utf-8")
+            running.wait_for("another worker starts when the code changes")
+        finally:
+            module.write_text(code, encoding="utf-8")
+        running.wait_for(r"code changes(.|\n)*worker \|.* runs default")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc")
+def test_jobs_are_those_of_the_dev_in_this_folder(strange_place: Path, tmp_path: Path) -> None:
+    with Dev(strange_place, tmp_path) as dev:
+        running = dev.develop()
+        dev.folder = strange_place
+        assert "1 living" in dev.run("uv", "run", "my-service", "worker", "--check").stdout
+        running.end()
+        alone = dev.run("uv", "run", "my-service", "jobs", "list")
+        assert_sentence(alone, "REDIS_URL", "uv run dev")
+
+
+@pytest.mark.parametrize("backend", ["arq", "background"])
+def test_dev_names_a_port_that_it_cannot_have(
+    copie: Copie, service: Path, tmp_path: Path, backend: str
+) -> None:
+    place = service if backend == "arq" else generate(copie, examples=True, backend=backend)
+    with socket.create_server(("127.0.0.1", 0)) as taken, Programs(place, tmp_path) as programs:
+        port = str(taken.getsockname()[1])
+        assert_sentence(programs.run("dev", "--port", port), f"Port {port}", "dev --port 8080")
+        assert_sentence(programs.run("dev", "--port", "70000"), "Port 70000", "dev --port 8080")
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="only there it is promised")
 @pytest.mark.parametrize("killed", [r"uv\0run", r"python[^\0]*\0[^\0]*bin/dev\0"])
 def test_dev_takes_its_processes_along_when_it_is_killed(

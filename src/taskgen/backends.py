@@ -56,7 +56,8 @@ BACKENDS = (
         broker="Redis or Valkey.",
         workflows="Deferred jobs, retries, cron. The generated service adds chains; no groups. "
         "With --set llm=langgraph: LLM workflows that survive a crash.",
-        monitoring="Job status and results by an API, a health check; no dashboard of its own.",
+        monitoring="Job status and results by an API, a health check; no dashboard of its own. "
+        "The generated service adds one, and metrics.",
         persistence="Jobs are in Redis, as durable as it is set up to be: they survive restarts of "
         "the API and of the workers, and run at least once.",
         complexity="Low: one broker, one worker command. In maintenance mode: fixes, few new "

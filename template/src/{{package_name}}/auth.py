@@ -1,27 +1,43 @@
 """Who calls: a client with an API key, or the operator with the admin token. Nobody else may."""
 
 import hmac
+from base64 import b64decode
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
 from typing import Annotated
 
 from fastapi import Depends, HTTPException, Request
-from fastapi.security import (
-    HTTPAuthorizationCredentials,
-    HTTPBasic,
-    HTTPBasicCredentials,
-    HTTPBearer,
-)
+from fastapi.openapi.models import HTTPBase
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.security.base import SecurityBase
+from fastapi.security.utils import get_authorization_scheme_param
 from pydantic import SecretStr
 
 from .settings import Settings
 
 SAFE_METHODS = {"GET", "HEAD"}
-SAME_SITE = {"same-origin", "none"}
+OWN_PAGES = {"same-origin", "none"}
+
+
+class _Password(SecurityBase):
+    """Reads a browser's password. `HTTPBasic` takes no UTF-8, and raises where it cannot read."""
+
+    model = HTTPBase(scheme="basic", description="The same.")
+    scheme_name = "Admin password"
+
+    async def __call__(self, request: Request) -> str:
+        scheme, encoded = get_authorization_scheme_param(request.headers.get("Authorization"))
+        text = ""
+        if scheme.lower() == "basic":
+            with suppress(ValueError):
+                text = b64decode(encoded).decode()
+        return text.partition(":")[2]
+
+
 _key = HTTPBearer(auto_error=False, scheme_name="API key", description="One of `API_KEYS`.")
 _token = HTTPBearer(auto_error=False, scheme_name="Admin token", description="`ADMIN_TOKEN`.")
-_password = HTTPBasic(auto_error=False, scheme_name="Admin password", description="The same.")
 Bearer = HTTPAuthorizationCredentials | None
 
 
@@ -56,11 +72,11 @@ async def require_client(request: Request, credentials: Annotated[Bearer, Depend
 async def is_admin(
     request: Request,
     credentials: Annotated[Bearer, Depends(_token)],
-    basic: Annotated[HTTPBasicCredentials | None, Depends(_password)],
+    password: Annotated[str, Depends(_Password())],
 ) -> bool:
     """Return whether a request carries the admin token, as Bearer or as a browser's password."""
     token = _settings(request).admin_token
-    given = credentials.credentials if credentials else basic.password if basic else ""
+    given = credentials.credentials if credentials else password
     return token is not None and _equal(given, token)
 
 
@@ -76,7 +92,7 @@ async def require_admin(request: Request, admin: Annotated[bool, Depends(is_admi
         raise HTTPException(401, "Send ADMIN_TOKEN as a Bearer token, or as a password.", headers)
     if request.method not in SAFE_METHODS:
         site = request.headers.get("sec-fetch-site", "none")
-        if site not in SAME_SITE:
+        if site not in OWN_PAGES:
             raise HTTPException(403, "Another site's page must not change anything here.")
 
 

@@ -5,14 +5,29 @@ import logging
 from datetime import UTC, datetime
 from typing import Any
 
-from .queue import current_job
+from .queue import current_job, current_trace_id
 from .settings import Settings
 
 TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+QUEUE = f"{__package__}.queue."  # whose messages name the job, where they are about it
+
+
+class TextFormatter(logging.Formatter):
+    """Writes an event as text, with the job that it belongs to."""
+
+    def __init__(self) -> None:
+        super().__init__(TEXT)
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        """Return all but the exception."""
+        job = current_job()
+        if job and not (record.name.startswith(QUEUE) and job.job_id in record.message):
+            record.message += f" [job {job.job_id} {job.task} attempt {job.attempt}]"
+        return super().formatMessage(record)
 
 
 class JsonFormatter(logging.Formatter):
-    """Writes an event as a JSON object in one line, with the job that it belongs to."""
+    """Writes an event as a JSON object in one line, with its job and its trace."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
@@ -24,8 +39,11 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             event["exception"] = self.formatException(record.exc_info)
-        if job := current_job():
+        job = current_job()
+        if job:
             event |= {"job_id": job.job_id, "task": job.task, "attempt": job.attempt}
+        if trace_id := job.trace_id if job else current_trace_id():
+            event["trace_id"] = trace_id
         return json.dumps(event)
 
 
@@ -39,7 +57,7 @@ def configure_logging(settings: Settings) -> None:
     level = settings.log_level.upper()
     package.setLevel(int(level) if level.isdecimal() else level)
     as_json = settings.log_format == "json"
-    formatter = JsonFormatter() if as_json else logging.Formatter(TEXT)
+    formatter = JsonFormatter() if as_json else TextFormatter()
     if not package.hasHandlers():
         handler = logging.StreamHandler()
         handler.setFormatter(formatter)

@@ -1,5 +1,6 @@
 """Errors as RFC 9457 problem details."""
 
+import asyncio
 import logging
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -45,9 +46,8 @@ class Problem(BaseModel):
 
 
 _DESCRIBED = {
-    "model": Problem,
     "description": "A problem.",
-    "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+    "content": {MEDIA_TYPE: {"schema": Problem.model_json_schema()}},
 }
 PROBLEM_RESPONSES: dict[int | str, dict[str, Any]] = {"4XX": _DESCRIBED, "5XX": _DESCRIBED}
 
@@ -154,11 +154,26 @@ class _LogLateErrors:
 
 
 def with_head(app: ASGIApp) -> ASGIApp:
-    """Answer HEAD as GET; the server leaves out the body."""
+    """Answer HEAD as GET, without the body: of a stream or a file, nothing is made."""
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope.get("method") == "HEAD":
-            scope = {**scope, "method": "GET"}
-        await app(scope, receive, send)
+        if scope.get("method") != "HEAD":
+            await app(scope, receive, send)
+            return
+
+        async def send_headers(message: Message) -> None:
+            if not message.get("more_body", False):
+                await send(message)
+            elif not call.cancelling():
+                await send({"type": "http.response.body"})
+                call.cancel()
+
+        call = asyncio.ensure_future(app({**scope, "method": "GET"}, receive, send_headers))
+        try:
+            await asyncio.wait({call})
+        finally:
+            call.cancel()
+        if not call.cancelled():
+            call.result()
 
     return answer

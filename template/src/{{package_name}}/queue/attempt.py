@@ -6,13 +6,14 @@ import logging
 from collections import deque
 from concurrent.futures import Executor
 from contextvars import ContextVar, copy_context
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from traceback import TracebackException
 from typing import Any
 
 from pydantic_core import to_json
 
+from . import tracing
 from .arguments import check_json
 from .errors import PUBLIC, InvalidResultError, JobTimeoutError, Retry
 from .models import JobContext
@@ -30,11 +31,12 @@ _left_behind: set[Any] = set()
 
 @dataclass(frozen=True, slots=True)
 class CurrentJob:
-    """The job, and the attempt at it, that code runs for."""
+    """The job, the attempt at it, and its trace, that code runs for."""
 
     job_id: str
     task: str
     attempt: int
+    trace_id: str | None = None
 
 
 _current: ContextVar[CurrentJob | None] = ContextVar("current_job", default=None)
@@ -78,6 +80,7 @@ class Failure:
     message: str
     traceback: str = ""
     public: bool = False
+    error: BaseException | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,15 +110,22 @@ class Attempt:
         context: The first argument of the task's function.
         limits: What counts where the task does not say.
         executor: Runs tasks that are not `async`.
+        trace: Where its sender is in which trace, as `tracing.current_trace` says.
     """
 
     def __init__(
-        self, task: Task[..., Any], context: JobContext[Any], limits: Limits, executor: Executor
+        self,
+        task: Task[..., Any],
+        context: JobContext[Any],
+        limits: Limits,
+        executor: Executor,
+        trace: object = "",
     ) -> None:
         self._task = task
         self._context = context
         self._limits = limits
         self._executor = executor
+        self._trace = trace
         self._cause: Interruption | None = None
         self._work: asyncio.Task[Returned] | None = None
         self._news: asyncio.Future[None] | None = None
@@ -143,20 +153,30 @@ class Attempt:
         Returns:
             The outcome. Whatever the function raises is part of it.
         """
-        self.set_current()  # it stays so afterwards, for what the caller logs of the outcome
+        if not tracing.is_on():
+            return await self._run(positional, named)
+        task, job = self._task, self._context
+        with tracing.processing(task.name, task.queue, job.job_id, job.attempt, self._trace):
+            return await self._run(positional, named, tracing.current_trace_id())
+
+    async def _run(
+        self, positional: tuple[Any, ...], named: dict[str, Any], trace_id: str | None = None
+    ) -> Outcome:
+        self.set_current(trace_id)  # it stays so, for what the caller logs of the outcome
         try:
             args, kwargs = self._task.arguments.decode(positional, named)
             result = await self._call(args, kwargs)
             return Success(self._encode(result))
         except BaseException as error:  # noqa: BLE001 - SystemExit and the like end only their job
             outcome = self.decide(error)
-            error.__traceback__ = None  # it refers to this attempt, and this to the error
+            if not isinstance(outcome, Failure):  # of which `log_failure` needs it
+                error.__traceback__ = None  # it refers to this attempt, and this to the error
             return outcome
 
-    def set_current(self) -> None:
+    def set_current(self, trace_id: str | None = None) -> None:
         """Make its job the one that `current_job` returns here."""
         context = self._context
-        _current.set(CurrentJob(context.job_id, self._task.name, context.attempt))
+        _current.set(CurrentJob(context.job_id, self._task.name, context.attempt, trace_id))
 
     async def _call(self, args: list[Any], kwargs: dict[str, Any]) -> Any:
         """Run the function in an asyncio task of its own, which cannot hold up this one."""
@@ -240,7 +260,9 @@ class Attempt:
                 delay = min(error.defer, LONGEST_DELAY) if error.defer > 0 else 0  # NaN is none
                 return Again(delay, describe(error))
         elif self._task.retry.allows(error, number):
+            tracing.note_error(_type(error))
             return Again(self._task.retry.delay(number), describe(error))
+        tracing.note_error(_type(error))
         return failure(error)
 
 
@@ -252,7 +274,24 @@ def left_behind() -> int:
 def failure(error: BaseException) -> Failure:
     """Describe an exception for storage, cut to a bounded size."""
     public = isinstance(error, PUBLIC)
-    return Failure(_type(error), _message(error), _traceback(error), public)
+    return Failure(_type(error), _message(error), _traceback(error), public, error)
+
+
+def log_failure(job_id: str, task: str, attempt: int, failure: Failure) -> None:
+    """Log that a job failed for good, with its exception: collectors such as Sentry take it."""
+    error = failure.error
+    if error is None or not logger.isEnabledFor(logging.ERROR):
+        return
+    job = current_job()
+    if job is None or job.job_id != job_id:  # it failed before its attempt began
+        _current.set(CurrentJob(job_id, task, attempt))
+    text, args = "job %s (%s) failed: %s", (job_id, task, describe(error))
+    info = (type(error), error, error.__traceback__)
+    extra = {"job_id": job_id, "task": task, "attempt": attempt}
+    record = logger.makeRecord(__name__, logging.ERROR, __file__, 0, text, args, info, extra=extra)
+    record.exc_text = failure.traceback  # of bounded size, where a formatter would write it whole
+    logger.handle(record)
+    error.__traceback__ = None  # it refers to the attempt
 
 
 def describe(error: BaseException) -> str:

@@ -181,7 +181,7 @@ def task(**options: Unpack[Options]) -> _Decorator: ...
 def task(function: Callable[..., Any] | None = None, /, **options: Unpack[Options]) -> Any:
     """Define a task: a function of a context and of arguments with types.
 
-    The function is `async def`, or `def`, which runs in a thread and cannot be aborted.
+    The function is `async def`, or `def`: its thread goes on when its job is aborted or times out.
 
     Args:
         function: The function.

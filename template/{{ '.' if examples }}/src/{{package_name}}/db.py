@@ -91,7 +91,7 @@ class WebhookEvent(Base):
     source: Mapped[str] = mapped_column(primary_key=True)
     webhook_id: Mapped[str] = mapped_column(primary_key=True)
     payload: Mapped[dict[str, Any]]
-    processed_at: Mapped[datetime | None]
+    processed_at: Mapped[datetime | None] = mapped_column(index=True)
 
 
 class Sessions(async_sessionmaker[AsyncSession]):

@@ -21,6 +21,9 @@ class TicketStatus(enum.StrEnum):
     FAILED = "failed"  # never stored: its job may be retried
 
 
+ENDED = {TicketStatus.SENT, TicketStatus.REJECTED}
+
+
 class Ticket(Base):
     """A support ticket of a client; its id is also the id of its thread of checkpoints."""
 

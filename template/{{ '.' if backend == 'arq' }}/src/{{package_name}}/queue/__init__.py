@@ -5,6 +5,7 @@ README.md in this folder tells how it works.
 
 from .attempt import CurrentJob, current_job
 from .client import TaskQueue, open_queue
+from .connection import translate_redis_errors
 from .dead import DeadJobs
 from .errors import (
     Discard,
@@ -21,6 +22,7 @@ from .monitoring import BOUNDS, JobDetails, Overview, TaskFigures
 from .retry import RetryPolicy
 from .settings import QueueSettings
 from .task import Step, Task, task
+from .tracing import current_trace_id
 from .worker import Worker
 
 __all__ = [
@@ -52,6 +54,8 @@ __all__ = [
     "Worker",
     "Workflow",
     "current_job",
+    "current_trace_id",
     "open_queue",
     "task",
+    "translate_redis_errors",
 ]

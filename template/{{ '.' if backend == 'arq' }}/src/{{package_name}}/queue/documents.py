@@ -49,6 +49,7 @@ class StoredJob(BaseModel):
     et: Milliseconds  # when it was enqueued
     q: str | None = None  # its queue
     c: ChainLink | None = None
+    tc: Any = ""  # where its sender is in which trace; if it is invalid, the job runs all the same
 
 
 class StoredError(BaseModel):
@@ -128,17 +129,19 @@ def job_document(  # noqa: PLR0913 - the parts of a job
     *,
     positional: bytes = b"[]",
     chain: bytes = b"null",
+    trace: Any = "",
 ) -> bytes:
     """Write a job whose arguments are JSON already."""
     # What may be long comes last: lists read only the beginning. It is ARQ's that claim.lua relies
     # on to find the name quickly.
-    return b'{"t":null,"f":%b,"et":%d,"q":%b,"a":%b,"k":%b,"c":%b}' % (
+    return b'{"t":null,"f":%b,"et":%d,"q":%b,"a":%b,"k":%b,"c":%b%b}' % (
         to_json(task),
         enqueued_ms,
         to_json(queue),
         positional,
         arguments,
         chain,
+        _trace_field(trace),
     )
 
 
@@ -155,7 +158,7 @@ def result_document(  # noqa: PLR0913 - the parts of a result
     """Write a result that is JSON already."""
     chain = b',"c":%b' % to_json(job.c) if job.c else b""
     return (
-        b'{"t":%d,"f":%b,"et":%d,"st":%d,"ft":%d,"s":%b,"q":%b,"id":%b,"a":%b,"k":%b,"r":%b%b}'
+        b'{"t":%d,"f":%b,"et":%d,"st":%d,"ft":%d,"s":%b,"q":%b,"id":%b,"a":%b,"k":%b,"r":%b%b%b}'
         % (
             attempts,
             to_json(job.f),
@@ -169,6 +172,7 @@ def result_document(  # noqa: PLR0913 - the parts of a result
             to_json(job.k),
             result,
             chain,
+            _trace_field(job.tc),
         )
     )
 
@@ -225,6 +229,10 @@ def deserialize(data: bytes) -> dict[str, Any]:
         aborted = result.status() is JobStatus.ABORTED
         document["r"] = CancelledError() if aborted else JobFailedError(result.error())
     return document
+
+
+def _trace_field(trace: Any) -> bytes:
+    return b',"tc":%b' % to_json(trace) if trace else b""
 
 
 def _error_document(value: object) -> dict[str, Any]:

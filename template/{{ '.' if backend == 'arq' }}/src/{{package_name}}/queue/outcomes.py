@@ -8,7 +8,7 @@ from arq import ArqRedis
 from pydantic_core import from_json, to_json
 from redis.exceptions import RedisError, ResponseError
 
-from .attempt import Again, Failure, Interrupted, Interruption, Outcome, Success
+from .attempt import Again, Failure, Interrupted, Interruption, Outcome, Success, log_failure
 from .batching import Batcher
 from .connection import Outage, Script, code, passes
 from .documents import (
@@ -158,7 +158,7 @@ def report_of(  # noqa: PLR0913 - all that is known of an attempt
         case Failure(type_, message, traceback, public):
             status = "failed"
             error = StoredError(type=type_, message=message, traceback=traceback, public=public)
-            logger.error("%s failed: %s\n%s", name, error, traceback)
+            log_failure(held.job_id, stored.f, held.attempt, outcome)
         case Success(document):
             status, result = "complete", document
     took_ms = max(0, now_ms - held.started_ms) if held.started_ms else -1
@@ -178,14 +178,17 @@ def report_of(  # noqa: PLR0913 - all that is known of an attempt
             finished_ms=now_ms,
         ),
         settings.keep_result * 1000,
-        _chain(stored.c, status, result, Keys(settings.queue_name), now_ms) if stored.c else b"",
+        _chain(stored, status, result, settings.queue_name, now_ms),
         f"{task} {status}",
         took_ms,
     )
 
 
-def _chain(link: ChainLink, status: str, result: bytes, keys: Keys, now_ms: int) -> bytes:
-    """Return the end of a chain, or its next step."""
+def _chain(job: StoredJob, status: str, result: bytes, service: str, now_ms: int) -> bytes:
+    """Return the end of a job's chain, or its next step; nothing where it is in no chain."""
+    link = job.c
+    if link is None:
+        return b""
     if status != "complete" or not link.steps:
         return to_json({"id": link.id, "state": f"{link.index} {status}", "job_id": ""})
     step, *rest = link.steps
@@ -193,15 +196,14 @@ def _chain(link: ChainLink, status: str, result: bytes, keys: Keys, now_ms: int)
     if step.result_argument is not None:
         arguments[step.result_argument] = from_json(result)
     following = ChainLink(id=link.id, index=link.index + 1, steps=rest)
-    payload = job_document(
-        step.task, to_json(arguments), now_ms, step.queue, chain=to_json(following)
-    )
+    given, chain = to_json(arguments), to_json(following)
+    payload = job_document(step.task, given, now_ms, step.queue, chain=chain, trace=job.tc)
     return to_json(
         {
             "id": link.id,
             "state": f"{following.index} queued",
             "job_id": step.job_id,
-            "queue": keys.queue(step.queue),
+            "queue": Keys(service).queue(step.queue),
             "payload": payload,
         }
     )

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Coroutine, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -23,6 +22,7 @@ from .leases import SAFETY, Lease, Leases
 from .models import JobContext
 from .outcomes import Held, Report, Reporter, report_of
 from .task import Task
+from .threads import DaemonThreads
 from .upkeep import Upkeep
 
 logger = logging.getLogger(__name__)
@@ -103,7 +103,7 @@ class Worker:
         self._outage = Outage()
         self._reporter = Reporter(self._redis, settings, self._outage)
         self._upkeep = Upkeep(self._id, queue, self._redis, self._tasks.values())
-        self._threads = ThreadPoolExecutor(self._slots, "task")
+        self._threads = DaemonThreads()
         self._running: dict[bytes, Running] = {}
         self._jobs: set[asyncio.Task[None]] = set()
         self._news = asyncio.Event()  # a slot became free, a job became due, or the worker stops
@@ -143,7 +143,6 @@ class Worker:
             self._leases.stop()
             await _cancel(upkeep)
             await self._upkeep.say_goodbye()
-            self._threads.shutdown(wait=False, cancel_futures=True)
             await self._redis.aclose(close_connection_pool=True)
 
     async def _work(self) -> None:
@@ -293,7 +292,7 @@ class Worker:
         held, stored = running.held, running.stored
         task = self._tasks.get(stored.f)
         if task is None:
-            raise InvalidJobError("there is no task of this name")
+            raise InvalidJobError("there is no task of this name: is it in TASKS?")
         most = max(task.retry.max_attempts, self._settings.max_attempts)
         if held.attempt > most:
             raise WorkerLostError(f"its worker was lost at the last of {most} attempts")
@@ -301,7 +300,8 @@ class Worker:
             raise JobExpiredError(f"it was due too long ago, by {late:.0f} s")
         enqueued_at = to_datetime(stored.et) or datetime.fromtimestamp(0, UTC)
         context = JobContext(self._resources, held.job_id, held.attempt, enqueued_at)
-        running.attempt = attempt = ArqAttempt(task, context, self._limits, self._threads)
+        attempt = ArqAttempt(task, context, self._limits, self._threads, stored.tc)
+        running.attempt = attempt
         if running.interrupted is not None:
             attempt.interrupt(running.interrupted)
         return await attempt.run(stored.a, stored.k)

@@ -16,11 +16,12 @@ from .errors import (
 )
 from .models import Job, JobContext, JobStatus, QueueHealth, Receipt
 from .monitor import Monitor
-from .monitoring import BOUNDS, JobDetails, ListedJob, Overview, TaskFigures
+from .monitoring import BOUNDS, JobDetails, Overview, TaskFigures
 from .retry import RetryPolicy
 from .runner import run_jobs_here
 from .settings import QueueSettings
 from .task import Step, Task, task
+from .tracing import current_trace_id
 
 __all__ = [
     "BOUNDS",
@@ -32,7 +33,6 @@ __all__ = [
     "JobContext",
     "JobDetails",
     "JobStatus",
-    "ListedJob",
     "Monitor",
     "Overview",
     "PayloadTooLargeError",
@@ -48,6 +48,7 @@ __all__ = [
     "TaskFigures",
     "TaskQueue",
     "current_job",
+    "current_trace_id",
     "open_queue",
     "run_jobs_here",
     "task",

@@ -13,6 +13,7 @@ from uuid import uuid4
 
 from fastapi import BackgroundTasks
 
+from . import tracing
 from .attempt import Failure, Interruption
 from .errors import IdempotencyConflictError, PayloadTooLargeError
 from .models import Job, JobStatus, QueueHealth, Receipt
@@ -76,8 +77,9 @@ class TaskQueue:
 
         The same task with the same key is one job, as long as its outcome is kept; `created` of the
         receipt says whether it is a new one. With other arguments, enqueueing raises
-        `IdempotencyConflictError`. A key whose job failed is free again after `REUSE_FAILED_KEY`
-        seconds. Without a key, each call is a job of its own.
+        `IdempotencyConflictError`. A key whose job failed or was aborted is free again after
+        `REUSE_FAILED_KEY` seconds. Without a key, each call is a job of its own. A `unique` task takes
+        no key.
         """
         queue = self._copy()
         queue._key = key  # noqa: SLF001 - of this class
@@ -85,8 +87,7 @@ class TaskQueue:
 
     async def enqueue(self, task: Task[P, Any], /, *args: P.args, **kwargs: P.kwargs) -> Receipt:
         """Run a task as soon as its queue has a free slot; from a route, after the response."""
-        [receipt] = self.submit(self._record(task, args, kwargs, self._key))
-        return receipt
+        return self._send(self._record(task, args, kwargs, self._key))
 
     async def enqueue_in(
         self, delay: timedelta, task: Task[P, Any], /, *args: P.args, **kwargs: P.kwargs
@@ -94,8 +95,7 @@ class TaskQueue:
         """Run a task after a delay; at once if it is negative."""
         record = self._record(task, args, kwargs, self._key)
         record.due += max(0, delay.total_seconds())
-        [receipt] = self.submit(record)
-        return receipt
+        return self._send(record)
 
     async def enqueue_at(
         self, when: datetime, task: Task[P, Any], /, *args: P.args, **kwargs: P.kwargs
@@ -105,17 +105,20 @@ class TaskQueue:
             raise TypeError("a naive datetime names no moment: give it a timezone")
         record = self._record(task, args, kwargs, self._key)
         record.due = max(record.due, when.timestamp())
-        [receipt] = self.submit(record)
-        return receipt
+        return self._send(record)
 
     async def enqueue_many(
         self, task: Task[..., Any], calls: Iterable[Mapping[str, Any]], /
     ) -> list[Receipt]:
         """Run a task once for each set of arguments; all are enqueued, or none."""
         keys = (None if self._key is None else f"{n}:{self._key}" for n in itertools.count())
-        return self.submit(
-            *(self._record(task, (), call, key) for call, key in zip(calls, keys, strict=False))
-        )
+        records = [
+            self._record(task, (), call, key) for call, key in zip(calls, keys, strict=False)
+        ]
+        with tracing.sending(task.name, task.queue, len(records)):
+            for record in records:
+                record.trace = tracing.current_trace()
+            return self.submit(*records)
 
     async def schedule(self, task: Task[..., Any], now: datetime, /) -> None:
         """Enqueue the next run of a periodic task, once however often this is called."""
@@ -144,7 +147,7 @@ class TaskQueue:
         if record.attempt is not None:
             record.attempt.interrupt(Interruption.ABORT)
         else:
-            self.waiting.remove(record)
+            self.waiting.withdraw(record)
             self.table.finish(record, JobStatus.ABORTED, failure=ABORTED)
         return True
 
@@ -180,6 +183,13 @@ class TaskQueue:
                 self._background_tasks.add_task(self.waiting.release, record)
         return receipts
 
+    def _send(self, record: Record) -> Receipt:
+        with tracing.sending(record.task.name, record.task.queue):
+            tracing.note_job(record.job_id)
+            record.trace = tracing.current_trace()
+            [receipt] = self.submit(record)
+        return receipt
+
     def _copy(self) -> Self:
         queue = object.__new__(type(self))
         queue.__dict__.update(self.__dict__)  # at a tenth of what `copy.copy` takes
@@ -201,6 +211,8 @@ class TaskQueue:
         fingerprint = b""
         unique_key = task.unique_key(*args, **kwargs)
         if unique_key is not None:
+            if key is not None:
+                raise TypeError(f"{task.name} is unique by its arguments: it takes no key")
             job_id = self._job_id(f"{task.name}:unique:{unique_key}")
         elif key is not None:
             job_id = self._job_id(f"{task.name}:key:{key}")
@@ -208,7 +220,7 @@ class TaskQueue:
             fingerprint = hashlib.sha256(canonical.encode()).digest()
         else:
             job_id = self._prefix + uuid4().hex
-        return Record(job_id, task, arguments, time.time(), fingerprint)
+        return Record(job_id, task, arguments, time.time(), fingerprint, owner=self._prefix)
 
     def _job_id(self, name: str) -> str:
         """Return an id that is the same for the same name, and cannot be guessed from it."""

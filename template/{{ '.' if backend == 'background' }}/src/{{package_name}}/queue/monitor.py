@@ -123,6 +123,7 @@ class Monitor:
         if dead is None:
             return False
         record = Record(job_id, dead.task, dead.arguments, time.time(), dead.fingerprint)
+        record.trace, record.owner = dead.trace, dead.owner
         self._table.add(record)
         self._waiting.put(record)
         return True

@@ -14,13 +14,16 @@ class RateLimits:
 
     def __init__(self) -> None:
         self._starts: dict[str, deque[float]] = {}
-        self._next_turn: dict[str, float] = {}
 
-    def acquire(self, task: Task[..., Any]) -> float:
+    def acquire(self, task: Task[..., Any], waiting: int) -> float:
         """Count a start of this task now, or return the seconds until it may ask again.
 
         Those that wait get turns one after the other, so that each asks once or twice, not all of
         them whenever a start becomes free.
+
+        Args:
+            task: The task.
+            waiting: The number of its jobs that wait for their turns already.
         """
         if task.rate_limit is None:
             return 0
@@ -31,6 +34,4 @@ class RateLimits:
         if free_at <= now:
             starts.append(now)
             return 0
-        turn = max(free_at, self._next_turn.get(task.name, 0))
-        self._next_turn[task.name] = turn + seconds / count
-        return turn - now
+        return free_at - now + waiting * seconds / count

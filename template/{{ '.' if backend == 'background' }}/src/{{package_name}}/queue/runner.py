@@ -22,6 +22,7 @@ from .attempt import (
     Success,
     failure,
     left_behind,
+    log_failure,
 )
 from .client import ABORTED, PERIODIC, TaskQueue
 from .errors import JobExpiredError, QueueUnavailableError
@@ -142,9 +143,9 @@ class Runner:
     async def _run(self, record: Record) -> None:
         if record.finished_at is not None:
             return  # it was aborted meanwhile
-        if seconds := self._rates.acquire(record.task):
-            record.due = time.time() + seconds
-            self._waiting.put(record)
+        waiting = self._waiting.count_limited(record.task.name)
+        if seconds := self._rates.acquire(record.task, waiting):
+            self._waiting.limit(record, seconds)
             return
         self._settle(record, await self._attempt(record))
 
@@ -158,7 +159,7 @@ class Runner:
             return failure(JobExpiredError(f"it was due too long ago, by {late:.0f} s"))
         context = JobContext(self._resources, record.job_id, record.attempts, record.enqueued_at)
         limits = Limits(settings.job_timeout, settings.max_attempts, settings.max_result)
-        record.attempt = Attempt(record.task, context, limits, self._threads)
+        record.attempt = Attempt(record.task, context, limits, self._threads, record.trace)
         try:
             return await record.attempt.run((), from_json(record.arguments))
         finally:
@@ -171,9 +172,8 @@ class Runner:
             case Success(document):
                 self._table.finish(record, JobStatus.COMPLETE, result=document)
             case Failure():
+                log_failure(record.job_id, name, record.attempts, outcome)
                 self._table.finish(record, JobStatus.FAILED, failure=outcome)
-                text = f"{record.error}\n{record.traceback}"
-                logger.error("job %s (%s) failed: %s", record.job_id, name, text)
                 return
             case Again(delay, reason):
                 logger.warning(

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -15,6 +15,9 @@ from .figures import Figures
 from .models import Job, JobStatus
 from .settings import QueueSettings
 from .task import Task
+
+FAILURES = {JobStatus.FAILED, JobStatus.ABORTED}
+LATEST = datetime.max.replace(tzinfo=UTC, microsecond=0)
 
 
 @dataclass(eq=False, slots=True)
@@ -38,6 +41,8 @@ class Record:
         finished_at: When it finished.
         timer: Ends its wait, if it is not due yet.
         attempt: The running attempt.
+        trace: Where its sender is in which trace, as `tracing.current_trace` says.
+        owner: Whose it is; empty if it is the service's own.
     """
 
     job_id: str
@@ -56,6 +61,8 @@ class Record:
     finished_at: datetime | None = None
     timer: asyncio.TimerHandle | None = None
     attempt: Attempt | None = None
+    trace: str = ""
+    owner: str = ""
 
     @property
     def size(self) -> int:
@@ -72,7 +79,7 @@ class Record:
     @property
     def due_at(self) -> datetime:
         """When it may start."""
-        return datetime.fromtimestamp(self.due, UTC)
+        return datetime.fromtimestamp(min(self.due, LATEST.timestamp()), UTC)
 
     def describe(self) -> Job:
         """Return the job as callers see it."""
@@ -110,6 +117,8 @@ class JobTable:
         self._finished: OrderedDict[str, Record] = OrderedDict()
         self._unfinished_bytes = 0
         self._finished_bytes = 0
+        self._jobs_of = Counter[str]()  # unfinished ones, by owner
+        self._bytes_of = Counter[str]()
 
     def find(self, job_id: str) -> Record | None:
         """Return a job, or None if it is unknown or was forgotten."""
@@ -117,9 +126,12 @@ class JobTable:
         return self._unfinished.get(job_id) or self._finished.get(job_id)
 
     def find_holder(self, job_id: str) -> Record | None:
-        """Return the job that holds a key; not one that failed, or failed long enough ago."""
+        """Return the job that holds a key; not one that failed or was aborted long enough ago.
+
+        A `unique` job holds its arguments no longer than until then.
+        """
         record = self.find(job_id)
-        if record is not None and record.status is JobStatus.FAILED and record.finished_at:
+        if record is not None and record.status in FAILURES and record.finished_at:
             age = datetime.now(UTC) - record.finished_at
             if record.task.unique or age.total_seconds() >= self._settings.reuse_failed_key:
                 return None
@@ -138,7 +150,8 @@ class JobTable:
         """Store new jobs, all or none.
 
         Raises:
-            QueueUnavailableError: The table is full of jobs that have not finished.
+            QueueUnavailableError: The table is full of jobs that have not finished, or half of it is
+                full of their owner's.
         """
         size = sum(record.size for record in records)
         jobs = len(self._unfinished) + len(records)
@@ -149,9 +162,20 @@ class JobTable:
             raise QueueUnavailableError(
                 f"{len(self._unfinished)} jobs are waiting or running, and no more fit into memory"
             )
+        for owner in {record.owner for record in records if record.owner}:
+            of_owner = [record.size for record in records if record.owner == owner]
+            if (
+                self._jobs_of[owner] + len(of_owner) > self._settings.max_stored_jobs / 2
+                or self._bytes_of[owner] + sum(of_owner) > self._settings.max_stored_bytes / 2
+            ):
+                raise QueueUnavailableError(
+                    f"{self._jobs_of[owner]} of the caller's jobs are waiting or running, "
+                    "and no more than half of the memory is for one caller"
+                )
         for record in records:
             self.forget(record.job_id)  # its predecessor, whose key is free again
             self._unfinished[record.job_id] = record
+            self._count(record, 1)
         self._unfinished_bytes += size
         self._forget_expired()
         self._forget_surplus(keep=0)
@@ -166,6 +190,7 @@ class JobTable:
     ) -> None:
         """Store a job's outcome."""
         del self._unfinished[record.job_id]
+        self._count(record, -1)
         self._unfinished_bytes -= record.size
         record.status, record.result = status, result
         if failure is not None:
@@ -183,6 +208,13 @@ class JobTable:
         record = self._finished.pop(job_id, None)
         if record is not None:
             self._finished_bytes -= record.size
+
+    def _count(self, record: Record, sign: int) -> None:
+        if record.owner:
+            self._jobs_of[record.owner] += sign
+            self._bytes_of[record.owner] += sign * record.size
+            if not self._jobs_of[record.owner]:
+                del self._jobs_of[record.owner], self._bytes_of[record.owner]
 
     def _forget_expired(self) -> None:
         oldest = time.time() - self._settings.keep_result

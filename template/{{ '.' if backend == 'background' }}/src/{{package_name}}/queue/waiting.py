@@ -28,6 +28,7 @@ class Waiting:
         self.paused: set[str] = set()
         self.schedules: dict[str, Cron] = {}
         self._held: set[Record] = set()
+        self._limited: defaultdict[str, OrderedDict[str, Record]] = defaultdict(OrderedDict)
         self._ready: defaultdict[str, OrderedDict[str, Record]] = defaultdict(OrderedDict)
 
     def put(self, record: Record) -> None:
@@ -39,6 +40,16 @@ class Waiting:
         else:
             self._ready[record.task.queue][record.job_id] = record
             self.news.set()
+
+    def limit(self, record: Record, seconds: float) -> None:
+        """Let a job wait for its turn under the rate limit of its task."""
+        record.due = time.time() + seconds
+        self.put(record)
+        self._limited[record.task.name][record.job_id] = record
+
+    def count_limited(self, task: str) -> int:
+        """Return the number of a task's jobs that wait for their turns."""
+        return len(self._limited[task])
 
     def hold(self, record: Record) -> None:
         """Let a job wait for its release, though not for long: the response may never be sent."""
@@ -64,9 +75,19 @@ class Waiting:
         """Let a job wait no more."""
         self._held.discard(record)
         self._ready[record.task.queue].pop(record.job_id, None)
+        self._limited[record.task.name].pop(record.job_id, None)
         if record.timer is not None:
             record.timer.cancel()
             record.timer = None
+
+    def withdraw(self, record: Record) -> None:
+        """Let a job wait no more; those that wait for the same rate limit move up."""
+        limited = self._limited[record.task.name]
+        moves = record.job_id in limited
+        self.remove(record)
+        for each in list(limited.values()) if moves else ():
+            each.due = time.time()
+            self.put(each)
 
     def oldest_due(self, *queues: str) -> float | None:
         """Return since when the first ready job has been due, in seconds since 1970."""

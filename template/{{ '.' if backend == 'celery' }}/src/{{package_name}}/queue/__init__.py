@@ -19,6 +19,7 @@ from .models import DeadJob, Job, JobContext, JobStatus, QueueHealth, Receipt, W
 from .retry import RetryPolicy
 from .settings import QueueSettings
 from .task import Step, Task, task
+from .tracing import current_trace_id
 
 __all__ = [
     "CurrentJob",
@@ -43,6 +44,7 @@ __all__ = [
     "TaskQueue",
     "Workflow",
     "current_job",
+    "current_trace_id",
     "open_queue",
     "task",
 ]

@@ -8,12 +8,14 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequenc
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime, timedelta
+from importlib import import_module
 from typing import Any, ParamSpec, Self, TypeVar
 from uuid import uuid4
 
 from pydantic_core import to_json
 from sqlalchemy.exc import SQLAlchemyError
 
+from . import tracing
 from .celery_app import create_celery
 from .dead import DeadJobs
 from .errors import IdempotencyConflictError, PayloadTooLargeError, QueueUnavailableError
@@ -54,7 +56,7 @@ class TaskQueue:
         self.dead = DeadJobs(self)
         self._workflows = Workflows(app, self.publisher, self.store, settings)
         self._wait = wait
-        self._secret: str | None = None
+        self._known_secret: list[str] = []  # which copies share
         self._key: str | None = None
         self._prefix = ""
 
@@ -121,6 +123,7 @@ class TaskQueue:
 
         Raises:
             ValueError: There is no step.
+            TypeError: The queue has an idempotency key.
             InvalidArgumentError: The first step lacks an argument.
         """
         return await self._start(Workflows.chain, steps)
@@ -187,11 +190,21 @@ class TaskQueue:
         *,
         numbered: bool = False,
     ) -> list[Receipt]:
-        new = [
-            await self._new_job(task, call, due_at, f":{index}" if numbered else "")
-            for index, call in enumerate(calls)
-        ]
-        known = await self.submit(new)
+        encoded = [task.arguments.encode(*call) for call in calls]
+        for arguments in encoded:
+            self.check_size(task, arguments)
+        keys = [task.unique_key(*args, **kwargs) for args, kwargs in calls]
+        with tracing.sending(task.name, task.queue, len(calls) if numbered else None):
+            secret = await self._secret(task)
+            new: list[NewJob] = []
+            for index, (arguments, key) in enumerate(zip(encoded, keys, strict=True)):
+                job_id, kind = self._job_id(task, key, secret, f":{index}" if numbered else "")
+                job = NewJob(job_id, task.name, task.queue, arguments.decode(), due_at, kind)
+                job.trace = tracing.current_trace()
+                new.append(job)
+            if not numbered:
+                tracing.note_job(new[0].id)
+            known = await self.submit(new)
         for job, before in zip(new, known, strict=True):
             if job.kind == "key" and before and before.arguments != job.arguments:
                 raise IdempotencyConflictError(job.id)
@@ -231,33 +244,23 @@ class TaskQueue:
                 return
             await asyncio.sleep(PAUSE)
 
-    async def _new_job(
-        self,
-        task: Task[..., Any],
-        call: tuple[tuple[Any, ...], Mapping[str, Any]],
-        due_at: float,
-        index: str,
-    ) -> NewJob:
-        args, kwargs = call
-        arguments = task.arguments.encode(args, kwargs)
-        self.check_size(task, arguments)
-        job_id, kind = self.new_id(), ""
-        key = task.unique_key(*args, **kwargs)
-        if key is not None:
-            job_id, kind = await self._job_id(f"unique:{task.name}:{key}"), "unique"
-        elif self._key is not None:
-            job_id, kind = await self._job_id(f"key:{task.name}:{self._key}{index}"), "key"
-        return NewJob(job_id, task.name, task.queue, arguments.decode(), due_at, kind)
-
     async def _start(
         self, kind: Kind, steps: Sequence[Step[Any, Any]], *body: Step[Any, Any]
     ) -> str:
+        if self._key is not None:
+            raise TypeError("a workflow takes no idempotency key")
         for step in (*steps, *body):
             self.check_size(step.task, to_json(step.arguments))
-        workflow_id = self.new_id()
-        parts = [Part(step, self.new_id()) for step in (*steps, *body)]
-        draft = kind(self._workflows, parts)
-        await self.publish(lambda: self._workflows.start(workflow_id, draft))
+        if not steps:
+            raise ValueError("a workflow needs at least one step")
+        first = steps[0].task
+        count = len(steps) if kind is not Workflows.chain else None
+        with tracing.sending(first.name, first.queue, count):
+            trace = tracing.current_trace()
+            workflow_id = self.new_id()
+            parts = [Part(step, self.new_id(), trace) for step in (*steps, *body)]
+            draft = kind(self._workflows, parts)
+            await self.publish(lambda: self._workflows.start(workflow_id, draft))
         return workflow_id
 
     def check_size(self, task: Task[..., Any], arguments: bytes) -> None:
@@ -272,13 +275,30 @@ class TaskQueue:
         """Return an id of this queue's owner."""
         return self._prefix + uuid4().hex
 
-    async def _job_id(self, key: str) -> str:
-        """Return an id that is the same for the same key, and cannot be guessed from it."""
-        if self._secret is None:
-            self._secret = await self.read(self.store.secret)
+    def _job_id(
+        self, task: Task[..., Any], unique: str | None, secret: str, index: str
+    ) -> tuple[str, str]:
+        """Return an id and its kind; the same for the same key, it cannot be guessed from it."""
+        if unique is not None:
+            key, kind = f"unique:{task.name}:{unique}", "unique"
+        elif self._key is not None:
+            key, kind = f"key:{task.name}:{self._key}{index}", "key"
+        else:
+            return self.new_id(), ""
         text = f"{self._prefix}{key}"
-        digest = hmac.new(self._secret.encode(), text.encode(), "sha256").hexdigest()[:32]
-        return self._prefix + digest
+        digest = hmac.new(secret.encode(), text.encode(), "sha256").hexdigest()[:32]
+        return self._prefix + digest, kind
+
+    async def _secret(self, task: Task[..., Any]) -> str:
+        """Return what the ids of a task's jobs are made with; nothing where they are random."""
+        if not task.unique and self._key is None:
+            return ""
+        if task.unique and self._key is not None:
+            raise TypeError(f"{task.name} is unique by its arguments: it takes no key")
+        if not self._known_secret:
+            secret = await self.read(self.store.secret)
+            self._known_secret.append(secret)
+        return self._known_secret[0]
 
     async def publish(self, call: Callable[[], T]) -> T:
         """Call what may wait for the broker, in one of a few threads."""
@@ -321,6 +341,8 @@ async def open_queue(
         wait: Wait while the broker is away, as a worker does, instead of raising
             `QueueUnavailableError` after `ENQUEUE_TIMEOUT`, as the API does.
     """
+    if settings.broker() == "sqs":  # whose libraries take a second to load
+        await asyncio.to_thread(import_module, "kombu.transport.SQS")
     queue = TaskQueue(app or create_celery(settings, ()), settings, wait=wait)
     try:
         yield queue

@@ -30,6 +30,7 @@ from .attempt import (
     Outcome,
     Success,
     failure,
+    log_failure,
 )
 from .celery_app import celery_rate
 from .client import TaskQueue, open_queue
@@ -196,6 +197,7 @@ class Runner:
             "{}" if refused else arguments,
             canvas=_canvas(celery_task, args, kwargs),
             positional="[]" if refused else positional,
+            trace=str(request.get("trace") or ""),
         )
         delivery: Any = request.delivery_info or {}
         redelivered = bool(delivery.get("redelivered"))
@@ -206,8 +208,9 @@ class Runner:
             return self._repeat(celery_task, begun)
         if refused:
             problem = f"{task.name}: the arguments are no JSON, or have more than {most} bytes"
-            outcome: Outcome = failure(InvalidArgumentError(problem))
-            _log(job, outcome)
+            failed = failure(InvalidArgumentError(problem))
+            log_failure(job.id, job.task, begun.attempt, failed)
+            outcome: Outcome = failed
         else:
             outcome = self._attempt(task, job, begun, args, kwargs)
         return self._settle(celery_task, job, outcome)
@@ -223,13 +226,13 @@ class Runner:
         settings = self._settings
         if error := self._refusal(task, begun):
             refused = failure(error)
-            _log(job, refused)
+            log_failure(job.id, job.task, begun.attempt, refused)
             return refused
         limits = Limits(settings.job_timeout, settings.max_attempts, settings.max_result)
         context = JobContext(self._resources, job.id, begun.attempt, begun.enqueued_at)
-        attempt = Attempt(task, context, limits, self._threads)
+        attempt = Attempt(task, context, limits, self._threads, begun.trace)
         attempt.set_current()  # in this thread, for what Celery logs of it
-        outcome: Outcome = self._call(self._run(attempt, job, args, kwargs))
+        outcome: Outcome = self._call(self._run(attempt, job, begun.attempt, args, kwargs))
         return outcome
 
     def _refusal(self, task: Task[..., Any], begun: Begun) -> Exception | None:
@@ -242,12 +245,17 @@ class Runner:
         return None
 
     async def _run(
-        self, attempt: Attempt, job: NewJob, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        attempt: Attempt,
+        job: NewJob,
+        number: int,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> Outcome:
         self._attempts[job.id] = attempt
         try:
             outcome = await attempt.run(args, kwargs)
-            _log(job, outcome)
+            _log(job, number, outcome)
             return outcome
         finally:
             if self._attempts.get(job.id) is attempt:
@@ -366,11 +374,10 @@ def _canvas(celery_task: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     return json.dumps(signature)
 
 
-def _log(job: NewJob, outcome: Outcome) -> None:
+def _log(job: NewJob, number: int, outcome: Outcome) -> None:
     match outcome:
         case Failure():
-            error = _error(outcome)
-            logger.error("job %s (%s) failed: %s\n%s", job.id, job.task, error, outcome.traceback)
+            log_failure(job.id, job.task, number, outcome)
         case Again(delay, reason):
             logger.warning("job %s (%s) runs again in %.1f s: %s", job.id, job.task, delay, reason)
         case Interrupted(cause):

@@ -60,6 +60,7 @@ jobs = Table(
     Column("queue", String(50), nullable=False),
     Column("positional", Text, nullable=False),
     Column("arguments", Text, nullable=False),
+    Column("trace", Text, nullable=False),  # as `tracing.current_trace` says
     Column("canvas", Text),  # of a workflow's job: Celery's options of its message
     Column("status", String(20), nullable=False),
     Column("due_at", Float, nullable=False),
@@ -116,6 +117,7 @@ class NewJob:
     kind: str = ""  # of its id: "key" or "unique" where it stands for more than one call
     canvas: str | None = None
     positional: str = "[]"
+    trace: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +135,7 @@ class Begun:
     attempt: int
     enqueued_at: datetime
     late: float  # seconds since the job was due, at its first attempt
+    trace: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +214,7 @@ class Store:
             "queue": new.queue,
             "positional": new.positional,
             "arguments": new.arguments,
+            "trace": new.trace,
             "canvas": new.canvas,
             "status": JobStatus.DEFERRED if new.due_at > now else JobStatus.QUEUED,
             "due_at": max(new.due_at, now),
@@ -312,7 +316,7 @@ class Store:
         if row.abort:
             return Ended(JobStatus.ABORTED, None, None)
         late = 0 if row.attempts else now - row.due_at
-        return Begun(row.attempts + 1, to_datetime(row.enqueued_at), late)
+        return Begun(row.attempts + 1, to_datetime(row.enqueued_at), late, row.trace)
 
     def _goes_on(self, connection: Connection, row: Row[Any], *, redelivered: bool) -> bool:
         """Return whether a job runs, or will run again, without this message."""

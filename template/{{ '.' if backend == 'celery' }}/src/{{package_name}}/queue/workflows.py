@@ -17,10 +17,11 @@ from .task import Step
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A step, and the id of its job."""
+    """A step, the id of its job, and the trace that the workflow is sent in."""
 
     step: Step[Any, Any]
     job_id: str
+    trace: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +88,7 @@ class Workflows:
                 part.step.task.name,
                 part.step.task.queue,
                 to_json(part.step.arguments).decode(),
+                trace=part.trace,
             )
             for part in draft.parts[: draft.at_once]
         ]
@@ -111,7 +113,11 @@ class Workflows:
 
     def _signature(self, part: Part, *, takes_list: bool = False) -> Any:
         step = part.step
-        headers = {"result_argument": step.result_argument, "takes_list": takes_list}
+        headers = {
+            "result_argument": step.result_argument,
+            "takes_list": takes_list,
+            "trace": part.trace,
+        }
         return self._app.signature(
             step.task.name,
             kwargs=json.loads(to_json(step.arguments)),
@@ -122,8 +128,6 @@ class Workflows:
 
 
 def _check(parts: list[Part]) -> None:
-    if not parts:
-        raise ValueError("a workflow needs at least one step")
     for part in parts:
         part.step.task.arguments.decode((), part.step.arguments)
 

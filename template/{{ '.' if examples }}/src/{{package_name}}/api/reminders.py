@@ -1,6 +1,6 @@
 """Reminders: a task that runs later."""
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Self
 from uuid import UUID
 
@@ -12,7 +12,7 @@ from ..tasks.notifications import send_reminder
 from .deps import IdempotencyKey, Line, Queue, Session
 from .jobs import Accept, JobAccepted
 
-LONGEST_DELAY = 366 * 24 * 60 * 60
+LONGEST_DELAY = 366 * 24 * 60 * 60  # seconds
 router = APIRouter(tags=["reminders"])
 
 
@@ -28,7 +28,15 @@ class ReminderRequest(BaseModel):
     def _has_one_time(self) -> Self:
         if (self.delay_seconds is None) == (self.send_at is None):
             raise ValueError("give either delay_seconds or send_at")
+        latest = datetime.now(UTC) + timedelta(seconds=LONGEST_DELAY)
+        if self.send_at is not None and self.send_at > latest:
+            raise ValueError("send_at is more than a year away")
         return self
+
+    @property
+    def due(self) -> datetime | timedelta:
+        """The time, or the delay."""
+        return self.send_at or timedelta(seconds=self.delay_seconds or 0)
 
 
 @router.post("/reminders", status_code=202)
@@ -42,10 +50,7 @@ async def request_reminder(
     """Remind a user later; a time that has passed means now."""
     if await session.get(User, body.user_id) is None:
         raise HTTPException(404, "There is no such user.")
-    queue = queue.once(idempotency_key)
-    if body.send_at is not None:
-        receipt = await queue.enqueue_at(body.send_at, send_reminder, body.user_id, body.message)
-    else:
-        delay = timedelta(seconds=body.delay_seconds or 0)
-        receipt = await queue.enqueue_in(delay, send_reminder, body.user_id, body.message)
-    return accept(receipt)
+    queue, due, message = queue.once(idempotency_key), body.due, body.message
+    if isinstance(due, datetime):
+        return accept(await queue.enqueue_at(due, send_reminder, body.user_id, message, due))
+    return accept(await queue.enqueue_in(due, send_reminder, body.user_id, message, due))

@@ -1,7 +1,7 @@
 """Reports: requested here, rendered by a task."""
 
 import enum
-from typing import Annotated
+from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, HTTPException
@@ -17,6 +17,7 @@ from .deps import AppResources, CurrentClient, IdempotencyKey, Line, Queue, Sess
 from .jobs import Accept, JobAccepted
 
 MEDIA_TYPES = {ReportFormat.PDF: "application/pdf", ReportFormat.CSV: "text/csv; charset=utf-8"}
+FILE: dict[int | str, Any] = {200: {"content": {each: {} for each in MEDIA_TYPES.values()}}}
 router = APIRouter(tags=["reports"])
 
 
@@ -115,7 +116,7 @@ async def describe_report(
     )
 
 
-@router.get("/reports/{report_id}/file", response_class=FileResponse)
+@router.get("/reports/{report_id}/file", response_class=FileResponse, responses=FILE)
 async def fetch_report(
     report: Annotated[Report, Depends(get_report)], resources: AppResources
 ) -> FileResponse:

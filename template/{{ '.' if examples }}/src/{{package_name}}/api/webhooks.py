@@ -1,7 +1,7 @@
 """Webhooks from other services, each with secrets and a signature scheme of its own."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, HTTPException, Path, Request, Response
 from pydantic import JsonValue, TypeAdapter, ValidationError
@@ -12,6 +12,7 @@ from .jobs import Accept, JobAccepted
 from .signatures import delivery_id, is_signed
 
 LONGEST_ID = 200
+KNOWN: dict[int | str, Any] = {200: {"model": JobAccepted, "description": "It is known already."}}
 router = APIRouter(tags=["webhooks"])
 _payload = TypeAdapter(dict[str, JsonValue])
 
@@ -34,7 +35,8 @@ async def verify_webhook(
     sender = resources.settings.webhook_sources.get(source)
     body = await request.body()
     if sender is None or not is_signed(sender, request.headers, body):
-        raise HTTPException(401, "The webhook's signature is missing, wrong or too old.")
+        detail = "The webhook's signature is missing, wrong or too old."
+        raise HTTPException(401, detail, {"WWW-Authenticate": "Signature"})
     try:
         payload = _payload.validate_json(body)
     except ValidationError as error:
@@ -42,12 +44,13 @@ async def verify_webhook(
         status = 400 if "recursion" in message else 422
         raise HTTPException(status, f"The webhook's body: {message}.") from None
     webhook_id = delivery_id(sender, request.headers, payload)
-    if not webhook_id or len(webhook_id) > LONGEST_ID:
-        raise HTTPException(422, f"The webhook needs an id of at most {LONGEST_ID} characters.")
+    if not webhook_id or len(webhook_id) > LONGEST_ID or not webhook_id.isprintable():
+        detail = f"The webhook needs an id of at most {LONGEST_ID} characters, all printable."
+        raise HTTPException(422, detail)
     return Webhook(source, webhook_id, payload)
 
 
-@router.post("/webhooks/{source}", status_code=202, responses={200: {"description": "Known"}})
+@router.post("/webhooks/{source}", status_code=202, responses=KNOWN)
 async def receive_webhook(
     webhook: Annotated[Webhook, Depends(verify_webhook)],
     queue: ServiceQueue,

@@ -26,12 +26,6 @@ async def send_email(ctx: Context, to: EmailStr, subject: str, body: str) -> Non
     await deliver_email(ctx.resources, to, subject, body)
 
 
-@task(retries=5, timeout=30)
-async def send_welcome_email(ctx: Context, user_id: UUID) -> None:
-    """Greet a new user."""
-    await greet(ctx.resources, user_id)
-
-
 async def greet(resources: Resources, user_id: UUID) -> None:
     """Send a new user a welcome email, here and now."""
     async with resources.sessions() as session:

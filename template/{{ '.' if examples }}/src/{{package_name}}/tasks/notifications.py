@@ -1,5 +1,6 @@
 """Reminders for users, and notifications for a chat channel."""
 
+from datetime import datetime, timedelta
 from http import HTTPStatus
 from uuid import UUID
 
@@ -15,7 +16,12 @@ NOT_NOW = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY
 
 
 @task(retries=5, timeout=30)
-async def send_reminder(ctx: Context, user_id: UUID, message: str) -> None:
+async def send_reminder(
+    ctx: Context,
+    user_id: UUID,
+    message: str,
+    due: datetime | timedelta,  # noqa: ARG001 - sets apart what has one Idempotency-Key
+) -> None:
     """Email a reminder to a user."""
     async with ctx.resources.sessions() as session:
         user = await session.get_one(User, user_id)

@@ -12,6 +12,7 @@ from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.responses import PlainTextResponse
 from fastapi.routing import iter_route_contexts
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..auth import require_admin
@@ -78,7 +79,10 @@ class _Jobs:
 
 
 class _CountRequests:
-    """Counts requests, each when its response ends: background tasks may run longer."""
+    """Counts requests, each when its response ends: background tasks may run longer.
+
+    How long a stream of events was open says nothing of how long a client had to wait.
+    """
 
     def __init__(self, app: ASGIApp, api: FastAPI) -> None:
         self._app, self._api = app, api
@@ -97,17 +101,21 @@ class _CountRequests:
         return {each.endpoint: each.path_format for each in iter_route_contexts(self._api.routes)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        began, status, ended = perf_counter(), 500, False
+        began, status, ended, streams = perf_counter(), 500, False, False
 
         def count() -> None:
             method = scope["method"] if scope["method"] in METHODS else OTHER
             route = self._paths.get(scope.get("endpoint")) or OTHER
             self._requests.labels(method, route, str(status)).inc()
-            self._durations.labels(method, route).observe(perf_counter() - began)
+            if not streams:
+                self._durations.labels(method, route).observe(perf_counter() - began)
 
         async def watch(message: Message) -> None:
-            nonlocal status, ended
-            status = message.get("status", status)
+            nonlocal status, ended, streams
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                media_type = Headers(raw=message["headers"]).get("content-type", "")
+                streams = media_type.startswith("text/event-stream")
             await send(message)
             if message["type"] == "http.response.body" and not message.get("more_body", False):
                 ended = True

@@ -1,29 +1,51 @@
 """Support tickets: answered by a workflow, of which a person decides whether its reply is sent."""
 
-from collections.abc import AsyncGenerator
-from typing import Annotated, Self
+from collections.abc import AsyncGenerator, AsyncIterator
+from itertools import count
+from typing import Annotated, Any, Self
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, Header, HTTPException, Query, Response
+from fastapi import APIRouter, Depends, Header, HTTPException, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from fastapi.sse import format_sse_event
-from pydantic import BaseModel, StringConstraints, model_validator
+from pydantic import AfterValidator, BaseModel, StringConstraints, model_validator
 from pydantic_core import to_json
 from sqlalchemy import select, update
 from sqlalchemy.exc import IntegrityError
 
 from ..flows.events import START, Event, TicketEvents
-from ..queue import IdempotencyConflictError, QueueUnavailableError, TaskQueue
-from ..queue.connection import translate_redis_errors
+from ..queue import (
+    IdempotencyConflictError,
+    QueueUnavailableError,
+    TaskQueue,
+    translate_redis_errors,
+)
 from ..settings import Settings
 from ..tasks.tickets import Decision, advance_ticket
-from ..tickets import Ticket, TicketStatus
+from ..tickets import ENDED, Ticket, TicketStatus
 from .deps import AppResources, CurrentClient, Email, IdempotencyKey, Line, Queue, Session
 from .jobs import Accept, JobAccepted
 
-ENDED = {TicketStatus.SENT, TicketStatus.REJECTED}
-Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
-EventId = Annotated[str, Header(alias="Last-Event-ID", pattern=r"^\d{1,20}-\d{1,20}$")]
+# U+0000 is the one character that PostgreSQL does not store.
+Text = Annotated[str, StringConstraints(strip_whitespace=True, pattern=r"^[^\x00]+$")]
+PAGE = 100  # tickets
+STREAM: dict[int | str, Any] = {
+    200: {"description": "Events.", "content": {"text/event-stream": {"schema": {}}}},
+    204: {"description": "Nothing will follow."},
+}
+
+
+def _event_id(text: str) -> str:
+    if any(int(number) >= 2**64 for number in text.split("-")):
+        raise ValueError("expected the id of an event")
+    return text
+
+
+EventId = Annotated[
+    str,
+    Header(alias="Last-Event-ID", pattern=r"^[0-9]{1,20}-[0-9]{1,20}$"),
+    AfterValidator(_event_id),
+]
 router = APIRouter(tags=["tickets"])
 
 
@@ -119,7 +141,7 @@ async def list_tickets(  # noqa: PLR0913, PLR0917 - what FastAPI is to pass
     session: Session,
     queue: Queue,
     status: TicketStatus | None = None,
-    limit: Annotated[int, Query(ge=1, le=100)] = 100,
+    limit: Annotated[int, Query(ge=1, le=PAGE)] = PAGE,
     offset: Annotated[int, Query(ge=0, le=1_000_000)] = 0,
 ) -> list[TicketInfo]:
     """Return tickets, the oldest first; of those at work, `status` tells the failed ones apart."""
@@ -127,9 +149,18 @@ async def list_tickets(  # noqa: PLR0913, PLR0917 - what FastAPI is to pass
     if status is not None:
         stored = TicketStatus.WORKING if status is TicketStatus.FAILED else status
         tickets = tickets.where(Ticket.status == stored)
-    page = tickets.order_by(Ticket.created_at, Ticket.id).limit(limit).offset(offset)
-    found = [await _describe(each, session, queue) for each in await session.scalars(page)]
-    return [each for each in found if status in {None, each.status}]
+    tickets = tickets.order_by(Ticket.created_at, Ticket.id)
+    if status not in {TicketStatus.WORKING, TicketStatus.FAILED}:
+        page = await session.scalars(tickets.limit(limit).offset(offset))
+        return [await _describe(each, session, queue) for each in page]
+    found: list[TicketInfo] = []
+    for start in count(0, PAGE):  # only a ticket's job tells whether it has failed
+        at_work = (await session.scalars(tickets.limit(PAGE).offset(start))).all()
+        described = [await _describe(each, session, queue) for each in at_work]
+        found += [each for each in described if each.status is status]
+        if len(at_work) < PAGE or len(found) >= offset + limit:
+            break
+    return found[offset : offset + limit]
 
 
 @router.get("/tickets/{ticket_id}")
@@ -149,28 +180,35 @@ async def decide(  # noqa: PLR0913, PLR0917 - what FastAPI is to pass
     queue: Queue,
     accept: Accept,
 ) -> JobAccepted:
-    """Send the draft, or an edited one, or nothing. A ticket is decided once: 409 afterwards."""
+    """Send the draft, or an edited one, or nothing. A ticket is decided once: 409 afterwards.
+
+    Where the decision's job was aborted, it may be made again: another one only if it had not begun.
+    """
     _check_length(body.text or "", resources.settings)
-    if ticket.status is not TicketStatus.WAITING:
-        raise HTTPException(409, f"The ticket does not wait for a decision: it is {ticket.status}.")
     decision = Decision(**body.model_dump())
+    status = (await _describe(ticket, session, queue)).status
+    again = ticket.draft is not None and ticket.decision in (None, decision.model_dump())
+    if status is not TicketStatus.WAITING and not (status is TicketStatus.FAILED and again):
+        raise HTTPException(409, f"The ticket does not wait for a decision: it is {status}.")
     try:
-        # The queue takes one of several at once: they have one key.
-        receipt = await queue.once(f"decision/{ticket.id}").enqueue(
+        # The queue takes one of several at once: they have one key, which names the job before.
+        receipt = await queue.once(f"decision/{ticket.id}/{ticket.job_id}").enqueue(
             advance_ticket, ticket_id=ticket.id, decision=decision
         )
     except IdempotencyConflictError:
         raise HTTPException(409, "The ticket is decided already.") from None
     if not receipt.created:
         raise HTTPException(409, "The ticket is decided already.")
-    waiting = update(Ticket).where(Ticket.id == ticket.id, Ticket.status == TicketStatus.WAITING)
-    await session.execute(waiting.values(status=TicketStatus.WORKING, job_id=receipt.job_id))
+    # Its job may have begun, and ended.
+    not_begun = update(Ticket).where(Ticket.id == ticket.id, Ticket.decision.is_(None))
+    await session.execute(not_begun.values(status=TicketStatus.WORKING, job_id=receipt.job_id))
     await session.commit()
     return accept(receipt)
 
 
-@router.get("/tickets/{ticket_id}/events", response_class=StreamingResponse)
+@router.get("/tickets/{ticket_id}/events", response_class=StreamingResponse, responses=STREAM)
 async def watch_ticket(
+    request: Request,
     ticket: Annotated[Ticket, Depends(get_ticket)],
     resources: AppResources,
     last_event_id: EventId = START,
@@ -186,12 +224,19 @@ async def watch_ticket(
     if ticket.status in ENDED and not more:
         return Response(status_code=204)
     headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-    stream = _stream(events, last_event_id)
+
+    async def has_ended() -> bool:
+        async with resources.sessions() as session:
+            now = await session.get(Ticket, ticket.id)
+        return now is None or now.status in ENDED
+
+    following = events.follow(last_event_id, has_ended, request.app.state.is_ending)
+    stream = _stream(following)
     return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
 
 
-async def _stream(events: TicketEvents, event_id: str) -> AsyncGenerator[bytes]:
-    async for event in events.follow(event_id):
+async def _stream(events: AsyncIterator[Event | None]) -> AsyncGenerator[bytes]:
+    async for event in events:
         yield _format(event) if event else format_sse_event(comment="")
 
 

@@ -1,7 +1,7 @@
 """What happens to a ticket, as it happens: a stream in Redis, for whoever watches."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -9,13 +9,13 @@ from uuid import UUID
 from redis.exceptions import RedisError
 
 from ..queue import TaskQueue
+from ..tickets import ENDED
 
 MOST = 10_000  # events of a ticket that are kept
 LIFETIME = 86_400  # seconds after the last event that they are kept
 POLL = 0.2  # seconds between two looks for new events
 SILENCE = 15  # seconds, after which a watcher is told that the connection lives
 START = "0-0"
-LAST_STATUSES = {"sent", "rejected"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Event:
     @property
     def is_last(self) -> bool:
         """Return whether no event follows."""
-        return self.kind == "status" and self.text in LAST_STATUSES
+        return self.kind == "status" and self.text in ENDED
 
 
 class TicketEvents:
@@ -59,17 +59,31 @@ class TicketEvents:
             for each, fields in events
         ]
 
-    async def follow(self, event_id: str) -> AsyncGenerator[Event | None]:
-        """Yield the events after one as they come, until the last; None where there is silence."""
-        silence = 0.0
-        while True:
+    async def follow(
+        self,
+        event_id: str,
+        has_ended: Callable[[], Awaitable[bool]],
+        is_ending: Callable[[], bool],
+    ) -> AsyncGenerator[Event | None]:
+        """Yield the events after one as they come, until the last; None where there is silence.
+
+        Args:
+            event_id: The event.
+            has_ended: Whether the ticket has come to its end, asked where there is silence: its last
+                event may have been lost.
+            is_ending: Whether the process is to end.
+        """
+        silence = float(SILENCE)
+        while not is_ending():
             for event in await self.after(event_id):
                 yield event
                 if event.is_last:
                     return
                 event_id, silence = event.id, 0
-            await asyncio.sleep(POLL)
-            silence += POLL
             if silence >= SILENCE:
+                if await has_ended():
+                    return
                 yield None
                 silence = 0
+            await asyncio.sleep(POLL)
+            silence += POLL

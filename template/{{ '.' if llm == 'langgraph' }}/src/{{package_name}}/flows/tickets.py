@@ -123,8 +123,11 @@ class TicketFlow:
         async for chunk in self._model.astream(_messages(rules, state)):
             draft += chunk.text
             if len(draft) > self._settings.max_ticket:
-                raise ValueError(f"the model's reply has more than {self._settings.max_ticket}")
+                longest = self._settings.max_ticket
+                raise ValueError(f"the model's reply has more than {longest} characters")
             await runtime.context.tell("token", chunk.text)
+        if not draft.strip() or "\0" in draft:
+            raise ValueError("the model's reply is empty, or holds U+0000")
         return {"draft": draft}
 
     async def _review(self, state: TicketState) -> Command[Literal["send", "__end__"]]:

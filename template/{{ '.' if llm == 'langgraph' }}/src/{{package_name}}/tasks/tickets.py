@@ -10,7 +10,7 @@ from sqlalchemy import delete, select, update
 from ..flows.events import TicketEvents
 from ..queue import Discard, task
 from ..resources import Context
-from ..tickets import Ticket, TicketStatus
+from ..tickets import ENDED, Ticket, TicketStatus
 from .emails import send_email
 
 BATCH = 1000  # tickets in one transaction
@@ -37,7 +37,8 @@ async def advance_ticket(ctx: Context, ticket_id: UUID, decision: Decision | Non
         ticket = await session.get(Ticket, ticket_id)
         if ticket is None:
             raise Discard("the ticket was deleted")
-        if ticket.status in {TicketStatus.SENT, TicketStatus.REJECTED}:
+        if ticket.status in ENDED:
+            await events.tell("status", ticket.status)  # its worker may have been lost before
             return ticket.status
         if decision is None and ticket.decision is not None:
             return ticket.status  # this job runs once more, after the next one has begun

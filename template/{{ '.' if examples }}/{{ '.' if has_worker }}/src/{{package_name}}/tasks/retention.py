@@ -1,4 +1,4 @@
-"""Retention: removes old reports."""
+"""Retention: removes old reports and webhooks."""
 
 import asyncio
 from collections.abc import Iterable
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sqlalchemy import delete, select
 
-from ..db import Report
+from ..db import Report, WebhookEvent
 from ..queue import task
 from ..resources import Context
 
@@ -31,6 +31,18 @@ async def remove_old_reports(ctx: Context) -> int:
         removed += len(reports)
         if len(reports) < BATCH:
             return removed
+
+
+@task(cron="15 3 * * *", retries=3)
+async def remove_old_webhooks(ctx: Context) -> None:
+    """Remove webhooks that were processed more than `webhook_retention_days` ago.
+
+    One that is sent again after that is processed again.
+    """
+    days = ctx.resources.settings.webhook_retention_days
+    oldest = datetime.now(UTC) - timedelta(days=days)
+    async with ctx.resources.sessions.begin() as session:
+        await session.execute(delete(WebhookEvent).where(WebhookEvent.processed_at < oldest))
 
 
 def _remove(paths: Iterable[Path]) -> None:

@@ -189,7 +189,7 @@ class Runner:
         except ValueError:
             positional = arguments = ""
         most = self._settings.max_payload
-        refused = not arguments or (name is None and len(positional) + len(arguments) > most)
+        refused = not arguments or (name is None and max(len(positional), len(arguments)) > most)
         job = NewJob(
             request.id,
             task.name,

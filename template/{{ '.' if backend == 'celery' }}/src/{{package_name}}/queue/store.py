@@ -322,11 +322,12 @@ class Store:
         """Return whether a job runs, or will run again, without this message."""
         if row.status == JobStatus.DEFERRED:
             return redelivered and bool(row.due_at > time.time())
-        if row.status != JobStatus.IN_PROGRESS or not redelivered:
-            return bool(row.status == JobStatus.IN_PROGRESS)
-        if not self._lives(connection, row.worker):
+        if row.status != JobStatus.IN_PROGRESS:
             return False
-        connection.execute(update(jobs).where(jobs.c.id == row.id).values(has_message=False))
+        if redelivered:
+            if not self._lives(connection, row.worker):
+                return False
+            connection.execute(update(jobs).where(jobs.c.id == row.id).values(has_message=False))
         return True
 
     def complete(self, job_id: str, result: str) -> None:

@@ -54,15 +54,21 @@ def work(service: Path) -> str:
     child.logfile_read = shown
     child.expect("worker .* runs default")
     child.expect("Application startup complete")
-    httpx2.post(f"http://127.0.0.1:{PORT}/api/v1/reports", json=REPORT).raise_for_status()
+    [key] = re.findall("Bearer ([0-9a-f]+)'", shown.getvalue())
+    headers = {"Authorization": f"Bearer {key}"}
+    url = f"http://127.0.0.1:{PORT}/api/v1/reports"
+    httpx2.post(url, json=REPORT, headers=headers).raise_for_status()
     child.expect(r"complete in [^\r\n]*")
     child.sendcontrol("c")
     child.expect(pexpect.EOF)
     child.close()
     text = re.sub(r"\x1b\[[0-9;]*[HJK]", "", shown.getvalue()).replace("\r", "")
-    # Left out: the date, the folder of this run, and the end after Ctrl-C.
-    text = re.sub(r"\d{4}-\d\d-\d\d ", "", text).partition("^C")[0]
-    return "\n".join(line for line in text.splitlines() if "watchfiles" not in line)
+    # Left out: the date, most of the key, the folder of this run, and the end after Ctrl-C.
+    text = re.sub(r"\d{4}-\d\d-\d\d ", "", text).partition("^C")[0].replace(key, f"{key[:6]}...")
+    left_out = ("watchfiles", "Will watch")
+    return "\n".join(
+        line for line in text.splitlines() if not any(each in line for each in left_out)
+    )
 
 
 def draw(name: str, command: str, shown: str) -> None:

@@ -123,8 +123,9 @@ class TaskQueue:
         """
         encoded = [(self._encode(task, (), call), task.unique_key(**call)) for call in calls]
         with tracing.sending(task.name, task.queue, len(encoded)):
+            secret = await self._secret(task)
             jobs = [
-                await self._new_job(task, *each, index=f":{index}")
+                self._new_job(task, *each, secret=secret, index=f":{index}")
                 for index, each in enumerate(encoded)
             ]
             replies = await self._enqueuer.enqueue_all(jobs, self._timeout)
@@ -167,10 +168,13 @@ class TaskQueue:
 
         Raises:
             ValueError: There is no step.
+            TypeError: The queue has an idempotency key.
             InvalidArgumentError: The first step lacks an argument.
         """
         if not steps:
             raise ValueError("a chain needs at least one step")
+        if self._key is not None:
+            raise TypeError("a chain takes no idempotency key")
         steps[0].task.arguments.decode((), steps[0].arguments)
         chain_id = self._new_id()
         stored = [self._stored_step(step) for step in steps]
@@ -312,7 +316,8 @@ class TaskQueue:
         arguments = self._encode(task, args, kwargs)
         key = task.unique_key(*args, **kwargs)
         with tracing.sending(task.name, task.queue):
-            return await self._put(await self._new_job(task, arguments, key, due))
+            secret = await self._secret(task)
+            return await self._put(self._new_job(task, arguments, key, secret=secret, due=due))
 
     def _encode(
         self, task: Task[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -321,19 +326,21 @@ class TaskQueue:
         self._check_size(task, arguments)
         return arguments
 
-    async def _new_job(
+    def _new_job(  # noqa: PLR0913 - the parts of a job
         self,
         task: Task[..., Any],
         arguments: bytes,
         key: str | None,
+        *,
+        secret: bytes,
         due: str = "+0",
         index: str = "",
     ) -> NewJob:
         job_id, kind = "", ""
         if key is not None:
-            job_id, kind = await self._job_id(f"unique:{task.name}:{key}"), "unique"
+            job_id, kind = self._job_id(secret, f"unique:{task.name}:{key}"), "unique"
         elif self._key is not None:
-            job_id, kind = await self._job_id(f"key:{task.name}:{self._key}{index}"), "key"
+            job_id, kind = self._job_id(secret, f"key:{task.name}:{self._key}{index}"), "key"
         trace = tracing.current_trace()
         document = job_document(task.name, arguments, _now_ms(), task.queue, trace=trace)
         queue = self.keys.queue(task.queue)
@@ -368,17 +375,24 @@ class TaskQueue:
     def _new_id(self) -> str:
         return self._prefix + secrets.token_hex(16)
 
-    async def _job_id(self, key: str) -> str:
+    def _job_id(self, secret: bytes, key: str) -> str:
         """Return an id that is the same for the same key, and cannot be guessed from it."""
+        text = f"{self._prefix}{key}"
+        return self._prefix + hmac.new(secret, text.encode(), "sha256").hexdigest()[:32]
+
+    async def _secret(self, task: Task[..., Any]) -> bytes:
+        """Return what the ids of a task's jobs are made with; nothing where they are random."""
+        if not task.unique and self._key is None:
+            return b""
+        if task.unique and self._key is not None:
+            raise TypeError(f"{task.name} is unique by its arguments: it takes no key")
         new = secrets.token_hex()
 
         async def agree() -> bytes | None:
             known: bytes | None = await self._redis.set(self.keys.secret, new, nx=True, get=True)
             return known
 
-        secret = await self._ask(agree) or new.encode()
-        text = f"{self._prefix}{key}"
-        return self._prefix + hmac.new(secret, text.encode(), "sha256").hexdigest()[:32]
+        return await self._ask(agree) or new.encode()
 
     async def _ask(self, call: Callable[[], Awaitable[T]]) -> T:
         """Call Redis on the way to enqueueing; without a timeout, again until it is back."""

@@ -27,19 +27,22 @@ class DeadJobs:
     Args:
         redis: The client.
         settings: The queue's settings.
-        timeout: Seconds to wait for Redis; None to wait until it is back.
+        timeout: Seconds to wait for Redis; None for as long as it takes to answer.
     """
 
     def __init__(self, redis: ArqRedis, settings: QueueSettings, timeout: float | None) -> None:
         self._redis = redis
         self._keys = Keys(settings.queue_name)
+        self._keep_ms = settings.keep_dead * 1000
         self._timeout = timeout
         self._requeue = Script(redis, "requeue_dead")
 
     async def count(self) -> int:
         """Return the number of dead jobs."""
         async with translate_redis_errors(self._timeout):
-            return int(await self._redis.zcard(self._keys.dead))
+            seconds, _ = await self._redis.time()
+            oldest = seconds * 1000 - self._keep_ms
+            return int(await self._redis.zcount(self._keys.dead, oldest, "+inf"))
 
     async def list(self, limit: int = 100, offset: int = 0) -> "list[DeadJob]":
         """Return dead jobs, the newest first."""

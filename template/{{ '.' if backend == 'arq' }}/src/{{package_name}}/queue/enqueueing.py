@@ -63,7 +63,11 @@ class Enqueuer(Batcher[NewJob, bytes | None]):
         loop = asyncio.get_running_loop()
         replies: list[bytes | None] = []
         for batch in batches(jobs):
-            replies += await self._enqueue(batch, loop.time() + seconds if seconds else 0)
+            try:
+                replies += await self._enqueue(batch, loop.time() + seconds if seconds else 0)
+            except QueueUnavailableError as error:
+                error.maybe_enqueued = error.maybe_enqueued or bool(replies)
+                raise
         return replies
 
     async def _enqueue(

@@ -60,7 +60,7 @@ class Indexes:
     Args:
         redis: The client.
         settings: The queue's settings.
-        timeout: Seconds to wait for Redis; None to wait until it is back.
+        timeout: Seconds to wait for Redis; None for as long as it takes to answer.
     """
 
     def __init__(self, redis: ArqRedis, settings: QueueSettings, timeout: float | None) -> None:

@@ -49,7 +49,7 @@ class Monitor:
         redis: The client.
         settings: The queue's settings.
         dead: The dead letter queue.
-        timeout: Seconds to wait for Redis; None to wait until it is back.
+        timeout: Seconds to wait for Redis; None for as long as it takes to answer.
     """
 
     def __init__(
@@ -68,8 +68,9 @@ class Monitor:
         last = now_ms // 60_000
         minutes = range(last - MINUTES + 1, last + 1)
         lifetime_ms = LIFETIME * self._settings.health_interval * 1000
+        keep_ms = self._settings.keep_dead * 1000
         dead, complete, failed, names, workers, schedules, raw_figures = await self._indexes.ask(
-            ("ZCARD", keys.dead),
+            ("ZCOUNT", keys.dead, f"{now_ms - keep_ms:.0f}", "+inf"),
             ("MGET", *(keys.minute(each, JobStatus.COMPLETE) for each in minutes)),
             ("MGET", *(keys.minute(each, JobStatus.FAILED) for each in minutes)),
             ("ZRANGE", keys.tasks, 0, MOST_ENTRIES - 1),

@@ -5,7 +5,6 @@ import logging
 import signal
 import sys
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from datetime import UTC
 from typing import Any
@@ -22,6 +21,7 @@ from .models import JobContext
 from .redis_url import arq_redis_settings
 from .settings import QueueSettings
 from .task import DEFAULT_QUEUE, Task
+from .threads import DaemonThreads
 from .worker import ArqAttempt
 
 logger = logging.getLogger(__name__)
@@ -52,10 +52,8 @@ def arq_worker_settings(
         ctx["stack"] = stack = AsyncExitStack()
         queue = TaskQueue(ctx["redis"], settings)
         ctx["resources"] = await stack.enter_async_context(open_resources(queue))
-        ctx["threads"] = ThreadPoolExecutor(settings.queues.get(DEFAULT_QUEUE, 1), "task")
 
     async def on_shutdown(ctx: dict[str, Any]) -> None:
-        ctx["threads"].shutdown(wait=False)
         await ctx["stack"].aclose()
 
     attributes = {
@@ -88,7 +86,7 @@ def as_arq_function(task: Task[..., Any], settings: QueueSettings) -> Function:
             attempt=ctx["job_try"],
             enqueued_at=ctx["enqueue_time"].astimezone(UTC),
         )
-        outcome = await ArqAttempt(task, context, limits, ctx["threads"]).run(args, kwargs)
+        outcome = await ArqAttempt(task, context, limits, DaemonThreads()).run(args, kwargs)
         match outcome:
             case Success(document):
                 return from_json(document)
@@ -96,8 +94,10 @@ def as_arq_function(task: Task[..., Any], settings: QueueSettings) -> Function:
                 raise ArqRetry(defer=delay)
             case Interrupted():  # ARQ aborts the job, or shuts down
                 raise asyncio.CancelledError
-            case Failure(type_, message, traceback):
-                raise JobFailedError(StoredError(type=type_, message=message, traceback=traceback))
+            case Failure(type_, message, traceback, public):
+                raise JobFailedError(
+                    StoredError(type=type_, message=message, traceback=traceback, public=public)
+                )
 
     attempts = max(task.retry.max_attempts, limits.max_attempts)
     timeout = (task.timeout or limits.timeout) + 5  # the task's own timeout comes first

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
@@ -12,8 +12,8 @@ from redis.exceptions import RedisError
 
 from .attempt import Interruption
 from .client import TaskQueue
+from .connection import code, passes
 from .documents import STORED_MS
-from .errors import QueueUnavailableError
 from .keys import ABORTS
 from .settings import LIFETIME
 from .task import Task
@@ -60,9 +60,30 @@ class Upkeep:
         Args:
             running: The jobs that run, by their ids; it changes.
         """
+        interval = self._settings.health_interval
         # No task group: it passes a cancellation on only once.
-        routines = self._show_life(running), self._watch_aborts(running), self._schedule()
-        await asyncio.gather(*routines, return_exceptions=True)
+        await asyncio.gather(
+            self._repeat("its signs of life", lambda: self._show_life(running), interval),
+            self._repeat("aborts", lambda: self._watch_aborts(running), ABORT_INTERVAL),
+            self._repeat("periodic tasks", self._schedule, min(CRON_INTERVAL, interval)),
+        )
+
+    async def _repeat(
+        self, what: str, routine: Callable[[], Awaitable[None]], interval: float
+    ) -> None:
+        """Run a routine again and again; log what does not pass by itself, once."""
+        logged = ""
+        while True:
+            problem = ""
+            try:
+                await routine()
+            except Exception as error:  # noqa: BLE001 - what goes wrong here must not end it
+                cause = error.__cause__ or error
+                problem = "" if passes(cause) else code(cause)
+            if problem and problem != logged:
+                logger.error("this worker fails to look after %s: %s", what, problem)
+            logged = problem
+            await asyncio.sleep(interval)
 
     async def say_goodbye(self) -> None:
         """Take back the signs of life."""
@@ -74,41 +95,33 @@ class Upkeep:
     async def _show_life(self, running: Mapping[bytes, Interruptible]) -> None:
         """Write signs of life: ours for each worker, and ARQ's, which all of them share."""
         interval = self._settings.health_interval
-        while True:
-            with contextlib.suppress(RedisError, OSError):
-                seconds, microseconds = await self._redis.time()
-                now = seconds * 1000 + microseconds // 1000
-                async with self._redis.pipeline(transaction=True) as pipe:
-                    pipe.zadd(self._keys.workers, {self._name: now})
-                    oldest = now - LIFETIME * interval * 1000
-                    pipe.zremrangebyscore(self._keys.workers, "-inf", oldest)
-                    if self._tasks:
-                        pipe.zadd(self._keys.tasks, {task.name: now for task in self._tasks})
-                    pipe.zremrangebyscore(self._keys.tasks, "-inf", now - STORED_MS)
-                    pipe.zremrangebyscore(ABORTS, "-inf", now - ABORTS_KEPT * 1000)
-                    text = f"{datetime.now(UTC):%b-%d %H:%M:%S} j_ongoing={len(running)}"
-                    pipe.psetex(self._keys.health, int((interval + 1) * 1000), text)
-                    await pipe.execute()
-            await asyncio.sleep(interval)
+        seconds, microseconds = await self._redis.time()
+        now = seconds * 1000 + microseconds // 1000
+        async with self._redis.pipeline(transaction=True) as pipe:
+            pipe.zadd(self._keys.workers, {self._name: now})
+            pipe.zremrangebyscore(self._keys.workers, "-inf", now - LIFETIME * interval * 1000)
+            if self._tasks:
+                pipe.zadd(self._keys.tasks, {task.name: now for task in self._tasks})
+            pipe.zremrangebyscore(self._keys.tasks, "-inf", now - STORED_MS)
+            pipe.zremrangebyscore(ABORTS, "-inf", now - ABORTS_KEPT * 1000)
+            text = f"{datetime.now(UTC):%b-%d %H:%M:%S} j_ongoing={len(running)}"
+            pipe.psetex(self._keys.health, int((interval + 1) * 1000), text)
+            await pipe.execute()
 
     async def _watch_aborts(self, running: Mapping[bytes, Interruptible]) -> None:
         """Cancel running jobs that are to be aborted."""
-        while True:
-            await asyncio.sleep(ABORT_INTERVAL)
-            if not (ids := list(running)):
-                continue
-            with contextlib.suppress(RedisError, OSError):
-                for job_id, score in zip(ids, await self._redis.zmscore(ABORTS, ids), strict=True):
-                    if score is not None and job_id in running:
-                        running[job_id].interrupt(Interruption.ABORT)
+        if not (ids := list(running)):
+            return
+        for job_id, score in zip(ids, await self._redis.zmscore(ABORTS, ids), strict=True):
+            if score is not None and job_id in running:
+                running[job_id].interrupt(Interruption.ABORT)
 
     async def _schedule(self) -> None:
         """Enqueue the next run of each periodic task; workers agree on its id."""
         periodic = [task for task in self._tasks if task.cron]
-        while periodic:
-            with contextlib.suppress(RedisError, OSError, QueueUnavailableError):
-                seconds, _ = await self._redis.time()
-                now = datetime.fromtimestamp(seconds, self._settings.timezone)
-                for task in periodic:
-                    await self._queue.schedule(task, now)
-            await asyncio.sleep(min(CRON_INTERVAL, self._settings.health_interval))
+        if not periodic:
+            return
+        seconds, _ = await self._redis.time()
+        now = datetime.fromtimestamp(seconds, self._settings.timezone)
+        for task in periodic:
+            await self._queue.schedule(task, now)

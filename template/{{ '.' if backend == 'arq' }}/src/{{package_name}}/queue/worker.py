@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Coroutine, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -23,6 +22,7 @@ from .leases import SAFETY, Lease, Leases
 from .models import JobContext
 from .outcomes import Held, Report, Reporter, report_of
 from .task import Task
+from .threads import DaemonThreads
 from .upkeep import Upkeep
 
 logger = logging.getLogger(__name__)
@@ -103,7 +103,7 @@ class Worker:
         self._outage = Outage()
         self._reporter = Reporter(self._redis, settings, self._outage)
         self._upkeep = Upkeep(self._id, queue, self._redis, self._tasks.values())
-        self._threads = ThreadPoolExecutor(self._slots, "task")
+        self._threads = DaemonThreads()
         self._running: dict[bytes, Running] = {}
         self._jobs: set[asyncio.Task[None]] = set()
         self._news = asyncio.Event()  # a slot became free, a job became due, or the worker stops
@@ -143,7 +143,6 @@ class Worker:
             self._leases.stop()
             await _cancel(upkeep)
             await self._upkeep.say_goodbye()
-            self._threads.shutdown(wait=False, cancel_futures=True)
             await self._redis.aclose(close_connection_pool=True)
 
     async def _work(self) -> None:

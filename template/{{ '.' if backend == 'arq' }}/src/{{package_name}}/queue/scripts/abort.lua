@@ -15,7 +15,10 @@ redis.call('SET', 'arq:result:' .. id, ARGV[4], 'PX', ARGV[5])
 redis.call('DEL', 'arq:job:' .. id, 'arq:in-progress:' .. id, 'arq:retry:' .. id)
 redis.call('ZREM', queue, id)
 redis.call('HDEL', service .. ':running', id)
-if ARGV[6] ~= '' then redis.call('HSET', service .. ':chain:' .. ARGV[6], 'state', ARGV[7]) end
+local chain = service .. ':chain:' .. ARGV[6]
+if redis.call('EXISTS', chain) == 1 then redis.call('HSET', chain, 'state', ARGV[7]) end
+-- It may have had the last turn under its task's rate limit: others are checked again when they come.
+redis.call('DEL', service .. ':rate:' .. ARGV[8] .. ':waiting')
 -- The name comes from the stored job, which may hold any.
 local known = type(redis.pcall('ZSCORE', service .. ':tasks', ARGV[8])) == 'string'
 local task = known and ARGV[8] or '?'

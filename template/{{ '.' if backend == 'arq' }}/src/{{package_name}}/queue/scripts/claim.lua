@@ -15,6 +15,7 @@ local STORED = 2592000000
 local POSTPONED = 1000
 local MARGIN = 50 -- between a claim and the start of its task
 local LOOKS = 20
+local MOST_AT_ONCE = 1000 -- more values than Lua's `unpack` can return would be too many
 local FORGIVEN = 2
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -188,7 +189,7 @@ local function claim_due(queue, slots)
   if aborts == nil then prepare() end
   local filled = #claimed + slots
   for _ = 1, LOOKS do
-    local wanted = filled - #claimed
+    local wanted = math.min(filled - #claimed, MOST_AT_ONCE)
     if wanted <= 0 or bytes_left <= 0 then break end
     local due = redis.call('ZRANGE', queue, '-inf', now, 'BYSCORE', 'LIMIT', 0, wanted, 'WITHSCORES')
     local holders = holders_of(due)

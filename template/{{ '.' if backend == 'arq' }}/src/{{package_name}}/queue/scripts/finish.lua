@@ -46,8 +46,10 @@ end
 
 local function move_chain(chain)
   local key = service .. ':chain:' .. chain.id
-  redis.call('HSET', key, 'state', chain.state)
-  redis.call('PEXPIRE', key, stored)
+  if redis.call('EXISTS', key) == 1 then
+    redis.call('HSET', key, 'state', chain.state)
+    redis.call('PEXPIRE', key, stored)
+  end
   local job = chain.job_id
   if job ~= '' and redis.call('SET', 'arq:job:' .. job, chain.payload, 'PX', stored, 'NX') then
     redis.call('ZADD', chain.queue, now, job)

@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=allow-oom
 -- Take a job out of the dead letter queue; enqueue it again, or forget it.
 -- ARGV: service, id, queue, payload ('' to forget it), how long jobs are stored in milliseconds, its
 -- chain ('' for none) and the chain's new state.
@@ -18,7 +18,8 @@ if payload ~= '' then
   redis.call('DEL', 'arq:result:' .. id, 'arq:retry:' .. id)
   redis.call('SET', 'arq:job:' .. id, payload, 'PX', ARGV[5])
   redis.call('ZADD', queue, time[1] * 1000 + math.floor(time[2] / 1000), id)
-  if ARGV[6] ~= '' then redis.call('HSET', service .. ':chain:' .. ARGV[6], 'state', ARGV[7]) end
+  local chain = service .. ':chain:' .. ARGV[6]
+  if redis.call('EXISTS', chain) == 1 then redis.call('HSET', chain, 'state', ARGV[7]) end
   redis.call('LPUSH', queue .. ':wake', 1)
   redis.call('LTRIM', queue .. ':wake', 0, 0)
 end

@@ -129,7 +129,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """This project as it stands, in a git repository of its own, with the tag v0.1.0."""
     root = tmp_path_factory.mktemp("repository") / "taskgen"
     root.mkdir()
-    for name in ("README.md", "LICENSE", "copier.yml", "pyproject.toml"):
+    for name in (".gitignore", "README.md", "LICENSE", "copier.yml", "pyproject.toml"):
         shutil.copy(CHECKOUT / name, root)
     for name in ("src", "template", "fragments"):
         ignored = shutil.ignore_patterns("__pycache__")

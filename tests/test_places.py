@@ -55,8 +55,9 @@ def test_a_service_in_a_clone_is_no_part_of_the_template(
 ) -> None:
     clone = tmp_path / "clone"
     run("git", "clone", "--quiet", repository, clone, cwd=tmp_path)
-    taskgen("new", "svc", "--no-sync", "--yes", cwd=clone)
-    taskgen("new", "unversioned", "--no-git", "--no-sync", "--yes", cwd=clone)
+    env = {"PYTHONPATH": str(clone / "src")}
+    for new in (["svc", "--no-sync"], ["unversioned", *QUICK]):
+        run(BIN / "python", "-m", "taskgen", "new", *new, cwd=clone, env=env)
     if committed:
         run("git", "add", ".", cwd=clone / "svc")
         run("git", "commit", "--quiet", "--message", "Created", cwd=clone / "svc")

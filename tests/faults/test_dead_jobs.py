@@ -1,4 +1,4 @@
-"""Jobs that fail for good: each is kept once, and can be enqueued again."""
+"""Jobs that fail permanently: each is kept once, and can be enqueued again."""
 
 from pathlib import Path
 

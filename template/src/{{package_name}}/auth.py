@@ -22,9 +22,9 @@ OWN_PAGES = {"same-origin", "none"}
 
 
 class _Password(SecurityBase):
-    """Reads a browser's password. `HTTPBasic` takes no UTF-8, and raises where it cannot read."""
+    """Reads a password. FastAPI's `HTTPBasic` refuses UTF-8, and raises for a malformed header."""
 
-    model = HTTPBase(scheme="basic", description="The same.")
+    model = HTTPBase(scheme="basic", description="The admin token as a password.")
     scheme_name = "Admin password"
 
     async def __call__(self, request: Request) -> str:

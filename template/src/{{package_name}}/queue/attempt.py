@@ -74,7 +74,7 @@ class Success:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """The job failed for good; `public` says whether its owner may read the message."""
+    """The job failed permanently; `public` says whether its owner may read the message."""
 
     type: str
     message: str
@@ -278,7 +278,7 @@ def failure(error: BaseException) -> Failure:
 
 
 def log_failure(job_id: str, task: str, attempt: int, failure: Failure) -> None:
-    """Log that a job failed for good, with its exception: collectors such as Sentry take it."""
+    """Log the permanent failure of a job, with its exception, which collectors such as Sentry read."""
     error = failure.error
     if error is None or not logger.isEnabledFor(logging.ERROR):
         return

@@ -70,7 +70,7 @@ class Job(BaseModel):
 
 
 class DeadJob(Job):
-    """A job that failed for good, kept with its arguments and traceback."""
+    """A job that failed permanently, kept with its arguments and traceback."""
 
     positional: tuple[Any, ...] = ()
     arguments: dict[str, Any] = Field(default_factory=dict)

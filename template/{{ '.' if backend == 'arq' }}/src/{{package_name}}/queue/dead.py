@@ -1,4 +1,4 @@
-"""The dead letter queue: jobs that failed for good, kept for whoever looks after them."""
+"""The dead letter queue: jobs that failed permanently, kept for whoever looks after them."""
 
 from contextlib import suppress
 

@@ -42,7 +42,7 @@ class Waiting:
             self.news.set()
 
     def limit(self, record: Record, seconds: float) -> None:
-        """Let a job wait for its turn under the rate limit of its task."""
+        """Add a job that waits for its turn under the rate limit of its task."""
         record.due = time.time() + seconds
         self.put(record)
         self._limited[record.task.name][record.job_id] = record
@@ -81,7 +81,7 @@ class Waiting:
             record.timer = None
 
     def withdraw(self, record: Record) -> None:
-        """Let a job wait no more; those that wait for the same rate limit move up."""
+        """Remove a waiting job; those behind it under the same rate limit move up."""
         limited = self._limited[record.task.name]
         moves = record.job_id in limited
         self.remove(record)

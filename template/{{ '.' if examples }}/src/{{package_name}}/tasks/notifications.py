@@ -20,7 +20,7 @@ async def send_reminder(
     ctx: Context,
     user_id: UUID,
     message: str,
-    due: datetime | timedelta,  # noqa: ARG001 - sets apart what has one Idempotency-Key
+    due: datetime | timedelta,  # noqa: ARG001 - compared under one Idempotency-Key
 ) -> None:
     """Email a reminder to a user."""
     async with ctx.resources.sessions() as session:

@@ -1,4 +1,4 @@
-"""Dead jobs: those that failed for good."""
+"""Dead jobs: those that failed permanently."""
 
 from typing import Annotated
 

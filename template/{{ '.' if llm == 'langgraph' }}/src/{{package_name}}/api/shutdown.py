@@ -1,4 +1,4 @@
-"""The end of the server: it waits for its responses, of which a stream must end by itself."""
+"""The server's shutdown: it waits for open responses, so an endless stream has to end itself."""
 
 import signal
 from collections.abc import AsyncGenerator, Callable

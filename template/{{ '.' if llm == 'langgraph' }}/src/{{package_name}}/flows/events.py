@@ -40,8 +40,8 @@ class TicketEvents:
         self._redis: Any = queue.redis
         self._key = f"{queue.settings.queue_name}:ticket:{ticket_id}"
 
-    async def tell(self, kind: str, text: str) -> None:
-        """Add an event. It is for watching only: without Redis, it is lost and nothing fails."""
+    async def publish(self, kind: str, text: str) -> None:
+        """Publish an event. It is for watching only: without Redis, it is lost and nothing fails."""
         try:
             async with self._redis.pipeline(transaction=False) as pipe:
                 pipe.xadd(self._key, {"kind": kind, "text": text}, maxlen=MOST, approximate=True)

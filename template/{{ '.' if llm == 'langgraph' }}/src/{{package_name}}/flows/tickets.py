@@ -46,11 +46,11 @@ class TicketActions:
 
     Attributes:
         send: Send the reply to the customer, once however often it is called.
-        tell: Tell whoever watches, by a kind of event and a text.
+        publish: Publish an event, by its kind and its text.
     """
 
     send: Callable[[str], Awaitable[None]]
-    tell: Callable[[str, str], Awaitable[None]]
+    publish: Callable[[str, str], Awaitable[None]]
 
 
 class TicketFlow:
@@ -111,13 +111,13 @@ class TicketFlow:
         return _state((await self._graph.aget_state(config)).values)
 
     async def _classify(self, state: TicketState, runtime: Runtime[TicketActions]) -> TicketState:
-        await runtime.context.tell("step", "classify")
+        await runtime.context.publish("step", "classify")
         answer = await self._model.ainvoke(_messages(CLASSIFY, state))
         word = answer.text.strip(" \n.\"'").lower()
         return {"category": word if word in KEYWORDS else "other"}
 
     async def _draft(self, state: TicketState, runtime: Runtime[TicketActions]) -> TicketState:
-        await runtime.context.tell("step", "draft")
+        await runtime.context.publish("step", "draft")
         rules = DRAFT.format(category=state.get("category"))
         draft = ""
         async for chunk in self._model.astream(_messages(rules, state)):
@@ -125,7 +125,7 @@ class TicketFlow:
             if len(draft) > self._settings.max_ticket:
                 longest = self._settings.max_ticket
                 raise ValueError(f"the model's reply has more than {longest} characters")
-            await runtime.context.tell("token", chunk.text)
+            await runtime.context.publish("token", chunk.text)
         if not draft.strip() or "\0" in draft:
             raise ValueError("the model's reply is empty, or holds U+0000")
         return {"draft": draft}
@@ -139,7 +139,7 @@ class TicketFlow:
         return Command(update={"reply": reply}, goto="send")
 
     async def _send(self, state: TicketState, runtime: Runtime[TicketActions]) -> None:
-        await runtime.context.tell("step", "send")
+        await runtime.context.publish("step", "send")
         await runtime.context.send(state.get("reply", ""))
 
 

@@ -38,7 +38,7 @@ async def advance_ticket(ctx: Context, ticket_id: UUID, decision: Decision | Non
         if ticket is None:
             raise Discard("the ticket was deleted")
         if ticket.status in ENDED:
-            await events.tell("status", ticket.status)  # its worker may have been lost before
+            await events.publish("status", ticket.status)  # its worker may have been lost before
             return ticket.status
         if decision is None and ticket.decision is not None:
             return ticket.status  # this job runs once more, after the next one has begun
@@ -55,10 +55,10 @@ async def advance_ticket(ctx: Context, ticket_id: UUID, decision: Decision | Non
 
     try:
         state = await flow.advance(
-            ticket_id, ticket.text, begun.get("decision"), TicketActions(send, events.tell)
+            ticket_id, ticket.text, begun.get("decision"), TicketActions(send, events.publish)
         )
     except Exception:
-        await events.tell("error", f"attempt {ctx.attempt} failed")
+        await events.publish("error", f"attempt {ctx.attempt} failed")
         raise
     reply = state.get("reply")
     if reply is None:
@@ -76,7 +76,7 @@ async def advance_ticket(ctx: Context, ticket_id: UUID, decision: Decision | Non
         here = here.where(Ticket.decision.is_(None))  # the next job may have begun
     async with resources.sessions.begin() as session:
         await session.execute(here.values(values))
-    await events.tell("status", status)
+    await events.publish("status", status)
     return status
 
 

@@ -224,6 +224,8 @@ class Runner:
         kwargs: dict[str, Any],
     ) -> Outcome:
         settings = self._settings
+        if begun.arguments is not None:
+            args, kwargs = tuple(begun.arguments[0]), begun.arguments[1]
         if error := self._refusal(task, begun):
             refused = failure(error)
             log_failure(job.id, job.task, begun.attempt, refused)

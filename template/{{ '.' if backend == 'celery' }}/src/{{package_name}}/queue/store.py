@@ -130,12 +130,17 @@ class Known:
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """An attempt that may run."""
+    """An attempt that may run.
+
+    Its arguments are the record's, but for a step of a workflow: a message of an aborted job may be
+    left, whose key has another job by now.
+    """
 
     attempt: int
     enqueued_at: datetime
     late: float  # seconds since the job was due, at its first attempt
     trace: str
+    arguments: tuple[list[Any], dict[str, Any]] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,7 +321,10 @@ class Store:
         if row.abort:
             return Ended(JobStatus.ABORTED, None, None)
         late = 0 if row.attempts else now - row.due_at
-        return Begun(row.attempts + 1, to_datetime(row.enqueued_at), late, row.trace)
+        own: tuple[list[Any], dict[str, Any]] | None = None
+        if new.canvas is None:
+            own = json.loads(row.positional), json.loads(row.arguments)
+        return Begun(row.attempts + 1, to_datetime(row.enqueued_at), late, row.trace, own)
 
     def _goes_on(self, connection: Connection, row: Row[Any], *, redelivered: bool) -> bool:
         """Return whether a job runs, or will run again, without this message."""

@@ -556,7 +556,7 @@ def answer_as_redis_6(listener: socket.socket) -> None:
 
 def answer(connection: socket.socket, hello: bytes) -> None:
     """Answer HELLO with the facts, and all else with an error."""
-    with connection, connection.makefile("rb") as lines:
+    with suppress(OSError), connection, connection.makefile("rb") as lines:
         for line in lines:
             if line.startswith(b"*"):
                 words = [read_word(lines) for _ in range(int(line[1:]))]

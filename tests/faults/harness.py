@@ -167,6 +167,7 @@ async def await_cure(ctx: Context, key: str) -> None:
 async def fail(ctx: Context, key: str) -> None:
     note("begin", key)
     if not cured():
+        note("fail", key)
         raise RuntimeError("broken")
     note("end", key)
 
@@ -174,8 +175,11 @@ async def fail(ctx: Context, key: str) -> None:
 @task(timeout=0.3)
 async def hang(ctx: Context, key: str) -> None:
     note("begin", key)
-    if not cured():
-        await asyncio.sleep(60)
+    try:
+        await asyncio.sleep(0 if cured() else 60)
+    except asyncio.CancelledError:
+        note("cancel", key)
+        raise
     note("end", key)
 
 

@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 import hiredis
 from arq import ArqRedis
 from redis.asyncio import BlockingConnectionPool
+from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ReadOnlyError, RedisError, ResponseError
 
 from .documents import STORED_MS, deserialize, serialize
@@ -65,15 +67,23 @@ def connect(settings: QueueSettings, **options: Any) -> ArqRedis:
     return client
 
 
-class _Lean:
+class _Lean(AbstractConnection):
     """What costs most of a command's time in redis-py's asynchronous connections, done faster."""
 
     _reader: Any
 
-    def pack_command(self, name: str | bytes, *arguments: Any) -> list[bytes]:
+    def pack_command(self, *arguments: Any) -> list[bytes]:
         """Write a command with hiredis, as redis-py does where it is not asynchronous."""
+        name, *others = arguments
         words: Any = name.encode().split() if isinstance(name, str) else name.split()
-        return [hiredis.pack_command((*words, *arguments))]
+        return [hiredis.pack_command((*words, *others))]
+
+    async def send_packed_command(self, *arguments: Any, **options: Any) -> None:
+        """Send a command, and take uvloop's error for what it is: a lost connection."""
+        try:
+            await super().send_packed_command(*arguments, **options)
+        except RuntimeError as error:
+            raise RedisConnectionError("the connection was closed meanwhile") from error
 
     async def can_read_destructive(self) -> bool:
         """Return whether the server has closed the connection: without waiting for a timeout."""

@@ -229,8 +229,8 @@ def test_dev_makes_keys_and_says_how_to_use_them(
             assert len(set(commands)) == 1, "the second start made other keys"
         assert stat.S_IMODE(env.stat().st_mode) == 0o600
         lines = dict(line.split("=", 1) for line in env.read_text().splitlines())
-        needed = {"API_KEYS", "ADMIN_TOKEN"} | ({"VALKEY_PASSWORD"} if backend == "arq" else set())
-        assert set(lines) == needed
+        needed = {"API_KEYS", "ADMIN_TOKEN"}
+        assert set(lines) == (needed | {"VALKEY_PASSWORD"} if backend == "arq" else needed)
         values = {name: value.strip("'") for name, value in lines.items()}
         interpolate(yaml.safe_load((service / "compose.yaml").read_text()), values)
     finally:

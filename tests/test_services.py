@@ -29,21 +29,29 @@ LUAS_LINES = 560
 PICTURES_BYTES = 150_000
 PAGES_LINES = 500  # of the jobs page: its module, its file and its script
 EVERY_COMBINATION = [
-    {"backend": backend, "examples": examples, "docker": docker, "ci": ci}
-    for backend, examples, docker, ci in itertools.product(
-        ("arq", "background"), (True, False), (True, False), ("github", "none")
-    )
-]
-EVERY_COMBINATION += [
-    {"backend": "celery", "broker": broker, "examples": examples, "docker": docker, "ci": "none"}
-    for broker, examples, docker in (
-        ("redis", True, True),
-        ("redis", False, False),
-        ("rabbitmq", True, False),
-        ("rabbitmq", False, True),
-        ("sqs", True, True),
-        ("sqs", False, False),
-    )
+    *(
+        {"backend": backend, "examples": examples, "docker": docker, "ci": ci}
+        for backend, examples, docker, ci in itertools.product(
+            ("arq", "background"), (True, False), (True, False), ("github", "none")
+        )
+    ),
+    *(
+        {
+            "backend": "celery",
+            "broker": broker,
+            "examples": examples,
+            "docker": docker,
+            "ci": "none",
+        }
+        for broker, examples, docker in (
+            ("redis", True, True),
+            ("redis", False, False),
+            ("rabbitmq", True, False),
+            ("rabbitmq", False, True),
+            ("sqs", True, True),
+            ("sqs", False, False),
+        )
+    ),
 ]
 
 

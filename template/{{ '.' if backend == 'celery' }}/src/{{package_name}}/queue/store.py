@@ -118,6 +118,7 @@ class NewJob:
     canvas: str | None = None
     positional: str = "[]"
     trace: str = ""
+    leased_until: float | None = None  # of a deferred one, by this process, which publishes it
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,6 +312,7 @@ class Store:
                 "attempts": row.attempts + 1,
                 "worker": self._worker,
                 "has_message": True,
+                "leased_until": None,
             }
             if new.canvas is not None:  # the result of the step before is among its arguments
                 change |= {"positional": new.positional, "arguments": new.arguments}
@@ -359,8 +361,7 @@ class Store:
         """Let another process publish deferred jobs."""
         with self.writing() as connection:
             for job in due:
-                waiting = jobs.c.id == job.id, jobs.c.status == JobStatus.DEFERRED
-                connection.execute(update(jobs).where(*waiting).values(leased_until=None))
+                connection.execute(update(jobs).where(*_leased(job)).values(leased_until=None))
 
     def give_back(self, job_id: str) -> None:
         """Let another worker run a job whose attempt was cut short, which is no attempt."""
@@ -397,6 +398,7 @@ class Store:
     def due(self, most: int) -> list[NewJob]:
         """Take deferred jobs that are due, which are then this process's to publish."""
         now = time.time()
+        leased_until = now + PUBLISHING
         is_due = (jobs.c.status == JobStatus.DEFERRED, _free_at <= now)
         with self.reading() as connection:
             if connection.execute(select(jobs.c.id).where(*is_due).limit(1)).first() is None:
@@ -406,8 +408,8 @@ class Store:
             rows = connection.execute(found.with_for_update(skip_locked=True)).all()
             ids = [row.id for row in rows]
             lease = update(jobs).where(jobs.c.id.in_(ids))
-            connection.execute(lease.values(leased_until=now + PUBLISHING))
-        return [_new_job(row) for row in rows]
+            connection.execute(lease.values(leased_until=leased_until))
+        return [_new_job(row, leased_until) for row in rows]
 
     def next_due(self) -> float | None:
         """Return when the next deferred job is due."""
@@ -417,10 +419,10 @@ class Store:
             return moment
 
     def published(self, due: NewJob) -> None:
-        """Mark a deferred job as queued; its message is on its way, or has arrived."""
-        waiting = jobs.c.id == due.id, jobs.c.status == JobStatus.DEFERRED
+        """Mark a deferred job as queued, unless its message has arrived already."""
         with self.writing() as connection:
-            connection.execute(update(jobs).where(*waiting).values(status=JobStatus.QUEUED))
+            values = {"status": JobStatus.QUEUED, "leased_until": None}
+            connection.execute(update(jobs).where(*_leased(due)).values(values))
 
     def dead_jobs(self, limit: int, offset: int) -> list[DeadJob]:
         """Return dead jobs, the newest first."""
@@ -442,10 +444,11 @@ class Store:
             row = _locked(connection, job_id)
             if row is None or row.status != JobStatus.FAILED:
                 return None
+            leased_until = time.time() + PUBLISHING
             values = {
                 "status": JobStatus.DEFERRED,
                 "due_at": time.time(),
-                "leased_until": time.time() + PUBLISHING,
+                "leased_until": leased_until,
                 "attempts": 0,
                 "abort": False,
                 "started_at": None,
@@ -456,7 +459,7 @@ class Store:
                 "traceback": None,
             }
             connection.execute(update(jobs).where(jobs.c.id == job_id).values(values))
-            return _new_job(row)
+            return _new_job(row, leased_until)
 
     def forget(self, job_id: str) -> bool:
         """Delete a dead job's row."""
@@ -602,7 +605,16 @@ def _locked(connection: Connection, job_id: str) -> Row[Any] | None:
     return connection.execute(found).one_or_none()
 
 
-def _new_job(row: Row[Any]) -> NewJob:
+def _leased(job: NewJob) -> tuple[ColumnElement[bool], ...]:
+    """Select a deferred job for as long as this process is the one that publishes it.
+
+    It is not when the message was faster: an attempt may have ended by then, and deferred the job.
+    """
+    waiting = jobs.c.id == job.id, jobs.c.status == JobStatus.DEFERRED
+    return *waiting, jobs.c.leased_until == job.leased_until
+
+
+def _new_job(row: Row[Any], leased_until: float) -> NewJob:
     return NewJob(
         row.id,
         row.task,
@@ -611,6 +623,7 @@ def _new_job(row: Row[Any]) -> NewJob:
         due_at=row.due_at,
         canvas=row.canvas,
         positional=row.positional,
+        leased_until=leased_until,
     )
 
 

@@ -65,6 +65,7 @@ jobs = Table(
     Column("status", String(20), nullable=False),
     Column("due_at", Float, nullable=False),
     Column("leased_until", Float),  # by a process that publishes it
+    Column("published_at", Float, nullable=False),
     Column("enqueued_at", Float, nullable=False),
     Column("started_at", Float),
     Column("finished_at", Float),
@@ -225,6 +226,7 @@ class Store:
             "status": JobStatus.DEFERRED if new.due_at > now else JobStatus.QUEUED,
             "due_at": max(new.due_at, now),
             "leased_until": None,
+            "published_at": now,
             "enqueued_at": now,
             "started_at": None,
             "finished_at": None,
@@ -366,7 +368,8 @@ class Store:
     def give_back(self, job_id: str) -> None:
         """Let another worker run a job whose attempt was cut short, which is no attempt."""
         status = case((jobs.c.has_message, JobStatus.QUEUED), else_=JobStatus.DEFERRED)
-        self._end(job_id, status=status, attempts=jobs.c.attempts - 1)
+        attempts = jobs.c.attempts - 1
+        self._end(job_id, status=status, attempts=attempts, published_at=time.time())
 
     def _end(self, job_id: str, **values: Any) -> None:
         """Store how an attempt ended, unless another worker has begun one since."""
@@ -421,7 +424,8 @@ class Store:
     def published(self, due: NewJob) -> None:
         """Mark a deferred job as queued, unless its message has arrived already."""
         with self.writing() as connection:
-            values = {"status": JobStatus.QUEUED, "leased_until": None}
+            now = time.time()
+            values = {"status": JobStatus.QUEUED, "leased_until": None, "published_at": now}
             connection.execute(update(jobs).where(*_leased(due)).values(values))
 
     def dead_jobs(self, limit: int, offset: int) -> list[DeadJob]:
@@ -497,6 +501,26 @@ class Store:
         with self.writing() as connection:
             values = {"status": JobStatus.DEFERRED, "due_at": time.time(), "leased_until": None}
             connection.execute(update(jobs).where(*lost).values(values))
+
+    def queues_to_check(self) -> list[str]:
+        """Return the queues with jobs whose messages are overdue."""
+        with self.reading() as connection:
+            found = select(jobs.c.queue).where(*self._overdue()).distinct()
+            return list(connection.execute(found).scalars())
+
+    def defer_overdue(self, queue: str) -> None:
+        """Let jobs be published again whose messages are overdue, though the broker has no more."""
+        overdue = jobs.c.queue == queue, *self._overdue()
+        with self.writing() as connection:
+            values = {"status": JobStatus.DEFERRED, "leased_until": None}
+            connection.execute(update(jobs).where(*overdue).values(values))
+
+    def _overdue(self) -> tuple[ColumnElement[bool], ...]:
+        long_ago = time.time() - self._settings.visibility_timeout
+        lives = jobs.c.worker.in_(select(workers.c.name).where(self._is_alive()))
+        begun = (jobs.c.status == JobStatus.IN_PROGRESS) & (jobs.c.started_at < long_ago) & ~lives
+        waits = or_(jobs.c.status == JobStatus.QUEUED, begun)
+        return jobs.c.queue.in_(self._settings.queues), jobs.c.published_at < long_ago, waits
 
     def _lives(self, connection: Connection, worker: str) -> bool:
         found = select(workers.c.name).where(workers.c.name == worker, self._is_alive())

@@ -44,7 +44,7 @@ class Publisher:
         Raises:
             QueueUnavailableError: The broker did not confirm it in time.
         """
-        if job.canvas is not None:
+        if job.canvas:
             signature = self._app.signature(json.loads(job.canvas))
             self.send(lambda options: signature.apply_async(**options))
             return

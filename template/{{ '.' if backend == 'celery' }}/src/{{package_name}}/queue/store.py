@@ -48,6 +48,7 @@ from .settings import QueueSettings
 
 LIFETIME = 3  # health intervals without a sign of life until a worker counts as lost
 WITHDRAWN = "withdrawn"  # its message may have been sent although enqueueing failed: it never runs
+UNKNOWN_CANVAS = ""  # of a workflow's job that no worker has begun: Celery alone sends it
 PUBLISHING = 60  # seconds until a deferred job is published again whose publisher was lost
 UNFINISHED = (JobStatus.DEFERRED, JobStatus.QUEUED, JobStatus.IN_PROGRESS)
 metadata = MetaData()
@@ -315,10 +316,10 @@ class Store:
                 "worker": self._worker,
                 "has_message": True,
                 "leased_until": None,
+                "canvas": new.canvas,
             }
             if new.canvas is not None:  # the result of the step before is among its arguments
                 change |= {"positional": new.positional, "arguments": new.arguments}
-                change |= {"canvas": new.canvas}
             if row.abort:
                 change = {"status": JobStatus.ABORTED, "finished_at": now}
             connection.execute(update(jobs).where(jobs.c.id == new.id).values(change))
@@ -520,7 +521,9 @@ class Store:
         lives = jobs.c.worker.in_(select(workers.c.name).where(self._is_alive()))
         begun = (jobs.c.status == JobStatus.IN_PROGRESS) & (jobs.c.started_at < long_ago) & ~lives
         waits = or_(jobs.c.status == JobStatus.QUEUED, begun)
-        return jobs.c.queue.in_(self._settings.queues), jobs.c.published_at < long_ago, waits
+        sent_here = func.coalesce(jobs.c.canvas, "alone") != UNKNOWN_CANVAS
+        old = jobs.c.published_at < long_ago
+        return jobs.c.queue.in_(self._settings.queues), old, sent_here, waits
 
     def _lives(self, connection: Connection, worker: str) -> bool:
         found = select(workers.c.name).where(workers.c.name == worker, self._is_alive())

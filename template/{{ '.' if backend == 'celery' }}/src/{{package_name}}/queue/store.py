@@ -237,8 +237,8 @@ class Store:
             "error_public": False,
             "traceback": None,
         }
-        adding = self._insert(jobs).values(row).on_conflict_do_nothing()
-        if connection.execute(adding).rowcount:
+        adding = self._insert(jobs).values(row).on_conflict_do_nothing().returning(jobs.c.id)
+        if connection.execute(adding).first():
             return None
         stored = _locked(connection, new.id)
         if stored is None or self._is_free(stored, new.kind, now):

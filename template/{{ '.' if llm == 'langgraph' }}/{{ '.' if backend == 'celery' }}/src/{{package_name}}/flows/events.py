@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 from uuid import UUID
 
-from sqlalchemy import BigInteger, Integer, delete, select
+from sqlalchemy import BigInteger, Index, Integer, delete, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -21,10 +21,13 @@ class Event(Base):
     """An event: a `step` that begins, tokens of the draft, a new `status`, or an `error`."""
 
     __tablename__ = "ticket_events"
-    __table_args__ = ({"sqlite_autoincrement": True},)  # no id is used again
+    __table_args__ = (
+        Index("ticket_events_by_ticket", "ticket_id", "id"),
+        {"sqlite_autoincrement": True},  # no id is used again
+    )
 
     id: Mapped[int] = mapped_column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True)
-    ticket_id: Mapped[UUID] = mapped_column(index=True)
+    ticket_id: Mapped[UUID]
     kind: Mapped[str]
     text: Mapped[str]
 

@@ -184,8 +184,8 @@ def _kill_a_worker(
     until(lambda: bool(living()), "no worker works", LONG)
     time.sleep(rng.uniform(0, 0.3))
     pid = living()[-1].pid
-    killed[pid] = time.monotonic()
     run("kill", "-9", str(pid), cwd=service.folder)
+    killed[pid] = time.monotonic()
 
 
 def _approve_all(api: httpx2.Client, left: int) -> None:

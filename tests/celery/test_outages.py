@@ -93,6 +93,29 @@ def test_a_job_whose_message_the_broker_has_lost_is_dead_in_the_end(
         service.journal.wait("end", "lost")
 
 
+def test_jobs_whose_messages_the_broker_has_lost_run_again(
+    home: Path, tmp_path: Path, broker: Broker
+) -> None:
+    times = {"VISIBILITY_TIMEOUT": 2, "JOB_TIMEOUT": 1.9, "HEALTH_INTERVAL": 0.3}
+    with Service(home, tmp_path, broker, **times) as service:
+        api, journal = service.start_api(), service.journal
+        victim = service.start_worker()
+        [begun] = enqueue(api, "hold", {"key": "begun"})
+        journal.wait("begin", "begun")
+        victim.kill()
+        [waiting] = enqueue(api, "work", {"key": "waiting"})
+        assert api.post("/faults/chains/last", params={"first": "chained"}).status_code == 202
+        broker.kill()
+        broker.erase()
+        broker.start()
+        service.cure()
+        service.start_worker()
+        until(lambda: {status(api, each) for each in (begun, waiting)} == {"complete"}, "not run")
+        begun_keys = sorted(note.key for note in journal.notes("begin"))
+        # A step alone would not lead to the next one.
+        assert begun_keys == ["begun", "begun", "waiting"]
+
+
 def test_workers_wait_for_a_broker_that_is_not_there_yet(
     home: Path, tmp_path: Path, broker: Broker
 ) -> None:

@@ -18,7 +18,12 @@ CONTENT_TYPE = "application/x-plain-json"
 CONSUMERS = 10  # connections of a worker's process, and of Flower's
 LONG = 30  # seconds
 OUTAGE = 120  # seconds that a worker waits for the broker with the next job of a workflow
-QUEUE_ARGUMENTS = {"amqp": {"x-queue-type": "quorum"}}  # which survives a node
+QUEUE_ARGUMENTS = {
+    "amqp": {
+        "x-queue-type": "quorum",  # which survives a node
+        "x-consumer-timeout": 2_592_000_000,  # milliseconds of a job, instead of 30 minutes
+    }
+}
 
 serialization.register(SERIALIZER, json.dumps, json.loads, CONTENT_TYPE, "utf-8")
 
@@ -151,10 +156,12 @@ def celery_rate(limit: RateLimit | None) -> str | None:
 
 def _validate(tasks: list[Task[..., Any]], settings: QueueSettings) -> None:
     names = [task.name for task in tasks]
+    comes_again = settings.broker() != "amqp"
     for task in tasks:
         if names.count(task.name) > 1:
             raise ValueError(f"two tasks have the name {task.name}")
         if task.queue not in settings.queues:
             raise ValueError(f"QUEUES must name {task.queue!r}, the queue of task {task.name}")
-        if (task.timeout or settings.job_timeout) >= settings.visibility_timeout:
+        timeout = task.timeout or settings.job_timeout
+        if comes_again and timeout >= settings.visibility_timeout:
             raise ValueError(f"VISIBILITY_TIMEOUT must be longer than the timeout of {task.name}")

@@ -44,7 +44,7 @@ class Publisher:
         Raises:
             QueueUnavailableError: The broker did not confirm it in time.
         """
-        if job.canvas is not None:
+        if job.canvas:
             signature = self._app.signature(json.loads(job.canvas))
             self.send(lambda options: signature.apply_async(**options))
             return
@@ -71,6 +71,17 @@ class Publisher:
         """
         queue = self._app.amqp.queues[self._settings.celery_queue("default")]
         self.send(lambda options: queue(options["producer"].channel).declare())
+
+    def waiting(self, queue: str) -> int:
+        """Return how many messages wait in a queue, which is created if it is not there.
+
+        Raises:
+            QueueUnavailableError: There was no answer in time.
+        """
+        declared = self._app.amqp.queues[self._settings.celery_queue(queue)]
+        return self.send(
+            lambda options: int(declared(options["producer"].channel).queue_declare().message_count)
+        )
 
     def send(self, call: Callable[[dict[str, Any]], T]) -> T:
         """Call something with Celery's options for publishing on this thread's connection.

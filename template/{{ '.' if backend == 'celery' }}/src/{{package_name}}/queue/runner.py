@@ -312,6 +312,7 @@ class Runner:
                 if now >= sign_at:
                     await self._queue.read(self._store.sign)
                     await self._queue.read(self._store.recover)
+                    await self._publish_lost()
                     sign_at = now + self._settings.health_interval
                 await self._abort_marked()
                 await self._publish_due()
@@ -338,6 +339,16 @@ class Runner:
                 await self._queue.read(partial(self._store.release, due[number:]))
                 raise
             await self._queue.read(partial(self._store.published, job))
+
+    async def _publish_lost(self) -> None:
+        """Publish jobs again whose messages are gone: a broker erased, or a worker killed too early.
+
+        With Redis, kombu takes a message before it notes that it has it. A message that comes after
+        all does nothing.
+        """
+        for queue in await self._queue.read(self._store.queues_to_check):
+            if not await self._queue.publish(partial(self._queue.publisher.waiting, queue)):
+                await self._queue.read(partial(self._store.defer_overdue, queue))
 
     async def _abort_marked(self) -> None:
         if running := list(self._attempts):

@@ -48,6 +48,7 @@ from .settings import QueueSettings
 
 LIFETIME = 3  # health intervals without a sign of life until a worker counts as lost
 WITHDRAWN = "withdrawn"  # its message may have been sent although enqueueing failed: it never runs
+UNKNOWN_CANVAS = ""  # of a workflow's job that no worker has begun: Celery alone sends it
 PUBLISHING = 60  # seconds until a deferred job is published again whose publisher was lost
 UNFINISHED = (JobStatus.DEFERRED, JobStatus.QUEUED, JobStatus.IN_PROGRESS)
 metadata = MetaData()
@@ -65,6 +66,7 @@ jobs = Table(
     Column("status", String(20), nullable=False),
     Column("due_at", Float, nullable=False),
     Column("leased_until", Float),  # by a process that publishes it
+    Column("published_at", Float, nullable=False),
     Column("enqueued_at", Float, nullable=False),
     Column("started_at", Float),
     Column("finished_at", Float),
@@ -118,6 +120,7 @@ class NewJob:
     canvas: str | None = None
     positional: str = "[]"
     trace: str = ""
+    leased_until: float | None = None  # of a deferred one, by this process, which publishes it
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,6 +227,7 @@ class Store:
             "status": JobStatus.DEFERRED if new.due_at > now else JobStatus.QUEUED,
             "due_at": max(new.due_at, now),
             "leased_until": None,
+            "published_at": now,
             "enqueued_at": now,
             "started_at": None,
             "finished_at": None,
@@ -311,10 +315,11 @@ class Store:
                 "attempts": row.attempts + 1,
                 "worker": self._worker,
                 "has_message": True,
+                "leased_until": None,
+                "canvas": new.canvas,
             }
             if new.canvas is not None:  # the result of the step before is among its arguments
                 change |= {"positional": new.positional, "arguments": new.arguments}
-                change |= {"canvas": new.canvas}
             if row.abort:
                 change = {"status": JobStatus.ABORTED, "finished_at": now}
             connection.execute(update(jobs).where(jobs.c.id == new.id).values(change))
@@ -359,13 +364,13 @@ class Store:
         """Let another process publish deferred jobs."""
         with self.writing() as connection:
             for job in due:
-                waiting = jobs.c.id == job.id, jobs.c.status == JobStatus.DEFERRED
-                connection.execute(update(jobs).where(*waiting).values(leased_until=None))
+                connection.execute(update(jobs).where(*_leased(job)).values(leased_until=None))
 
     def give_back(self, job_id: str) -> None:
         """Let another worker run a job whose attempt was cut short, which is no attempt."""
         status = case((jobs.c.has_message, JobStatus.QUEUED), else_=JobStatus.DEFERRED)
-        self._end(job_id, status=status, attempts=jobs.c.attempts - 1)
+        attempts = jobs.c.attempts - 1
+        self._end(job_id, status=status, attempts=attempts, published_at=time.time())
 
     def _end(self, job_id: str, **values: Any) -> None:
         """Store how an attempt ended, unless another worker has begun one since."""
@@ -397,6 +402,7 @@ class Store:
     def due(self, most: int) -> list[NewJob]:
         """Take deferred jobs that are due, which are then this process's to publish."""
         now = time.time()
+        leased_until = now + PUBLISHING
         is_due = (jobs.c.status == JobStatus.DEFERRED, _free_at <= now)
         with self.reading() as connection:
             if connection.execute(select(jobs.c.id).where(*is_due).limit(1)).first() is None:
@@ -406,8 +412,8 @@ class Store:
             rows = connection.execute(found.with_for_update(skip_locked=True)).all()
             ids = [row.id for row in rows]
             lease = update(jobs).where(jobs.c.id.in_(ids))
-            connection.execute(lease.values(leased_until=now + PUBLISHING))
-        return [_new_job(row) for row in rows]
+            connection.execute(lease.values(leased_until=leased_until))
+        return [_new_job(row, leased_until) for row in rows]
 
     def next_due(self) -> float | None:
         """Return when the next deferred job is due."""
@@ -417,10 +423,11 @@ class Store:
             return moment
 
     def published(self, due: NewJob) -> None:
-        """Mark a deferred job as queued; its message is on its way, or has arrived."""
-        waiting = jobs.c.id == due.id, jobs.c.status == JobStatus.DEFERRED
+        """Mark a deferred job as queued, unless its message has arrived already."""
         with self.writing() as connection:
-            connection.execute(update(jobs).where(*waiting).values(status=JobStatus.QUEUED))
+            now = time.time()
+            values = {"status": JobStatus.QUEUED, "leased_until": None, "published_at": now}
+            connection.execute(update(jobs).where(*_leased(due)).values(values))
 
     def dead_jobs(self, limit: int, offset: int) -> list[DeadJob]:
         """Return dead jobs, the newest first."""
@@ -442,10 +449,11 @@ class Store:
             row = _locked(connection, job_id)
             if row is None or row.status != JobStatus.FAILED:
                 return None
+            leased_until = time.time() + PUBLISHING
             values = {
                 "status": JobStatus.DEFERRED,
                 "due_at": time.time(),
-                "leased_until": time.time() + PUBLISHING,
+                "leased_until": leased_until,
                 "attempts": 0,
                 "abort": False,
                 "started_at": None,
@@ -456,7 +464,7 @@ class Store:
                 "traceback": None,
             }
             connection.execute(update(jobs).where(jobs.c.id == job_id).values(values))
-            return _new_job(row)
+            return _new_job(row, leased_until)
 
     def forget(self, job_id: str) -> bool:
         """Delete a dead job's row."""
@@ -494,6 +502,28 @@ class Store:
         with self.writing() as connection:
             values = {"status": JobStatus.DEFERRED, "due_at": time.time(), "leased_until": None}
             connection.execute(update(jobs).where(*lost).values(values))
+
+    def queues_to_check(self) -> list[str]:
+        """Return the queues with jobs whose messages are overdue."""
+        with self.reading() as connection:
+            found = select(jobs.c.queue).where(*self._overdue()).distinct()
+            return list(connection.execute(found).scalars())
+
+    def defer_overdue(self, queue: str) -> None:
+        """Let jobs be published again whose messages are overdue, though the broker has no more."""
+        overdue = jobs.c.queue == queue, *self._overdue()
+        with self.writing() as connection:
+            values = {"status": JobStatus.DEFERRED, "leased_until": None}
+            connection.execute(update(jobs).where(*overdue).values(values))
+
+    def _overdue(self) -> tuple[ColumnElement[bool], ...]:
+        long_ago = time.time() - self._settings.visibility_timeout
+        lives = jobs.c.worker.in_(select(workers.c.name).where(self._is_alive()))
+        begun = (jobs.c.status == JobStatus.IN_PROGRESS) & (jobs.c.started_at < long_ago) & ~lives
+        waits = or_(jobs.c.status == JobStatus.QUEUED, begun)
+        sent_here = func.coalesce(jobs.c.canvas, "alone") != UNKNOWN_CANVAS
+        old = jobs.c.published_at < long_ago
+        return jobs.c.queue.in_(self._settings.queues), old, sent_here, waits
 
     def _lives(self, connection: Connection, worker: str) -> bool:
         found = select(workers.c.name).where(workers.c.name == worker, self._is_alive())
@@ -602,7 +632,16 @@ def _locked(connection: Connection, job_id: str) -> Row[Any] | None:
     return connection.execute(found).one_or_none()
 
 
-def _new_job(row: Row[Any]) -> NewJob:
+def _leased(job: NewJob) -> tuple[ColumnElement[bool], ...]:
+    """Select a deferred job for as long as this process is the one that publishes it.
+
+    It is not when the message was faster: an attempt may have ended by then, and deferred the job.
+    """
+    waiting = jobs.c.id == job.id, jobs.c.status == JobStatus.DEFERRED
+    return *waiting, jobs.c.leased_until == job.leased_until
+
+
+def _new_job(row: Row[Any], leased_until: float) -> NewJob:
     return NewJob(
         row.id,
         row.task,
@@ -611,6 +650,7 @@ def _new_job(row: Row[Any]) -> NewJob:
         due_at=row.due_at,
         canvas=row.canvas,
         positional=row.positional,
+        leased_until=leased_until,
     )
 
 

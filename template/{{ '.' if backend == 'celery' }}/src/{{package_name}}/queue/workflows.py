@@ -11,7 +11,7 @@ from pydantic_core import to_json
 from .models import Job, JobStatus, Workflow
 from .publisher import Publisher
 from .settings import QueueSettings
-from .store import NewJob, Store
+from .store import UNKNOWN_CANVAS, NewJob, Store
 from .task import Step
 
 
@@ -88,6 +88,7 @@ class Workflows:
                 part.step.task.name,
                 part.step.task.queue,
                 to_json(part.step.arguments).decode(),
+                canvas=UNKNOWN_CANVAS,
                 trace=part.trace,
             )
             for part in draft.parts[: draft.at_once]

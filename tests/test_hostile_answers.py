@@ -170,7 +170,7 @@ SETTINGS = [
     ["backend=rq"],
     ["backend=celery", "broker=kafka"],
     ["broker=sqs"],
-    ["backend=celery", "llm=langgraph"],
+    ["backend=background", "llm=langgraph"],
     ["backend=['arq']"],
     ["backend={{ 'arq' }}"],
     ["python_version=2.7"],

@@ -182,7 +182,13 @@ def test_a_newer_python_has_no_complaint(copie: Copie, backend: str, python_vers
 
 @pytest.mark.parametrize("package_name", ["a", "a" * 50, "z" * 50], ids=["short", "long", "last"])
 @pytest.mark.parametrize(
-    "answers", [{"backend": "arq", "llm": "langgraph"}, {"backend": "background"}], ids=name
+    "answers",
+    [
+        {"backend": "arq", "llm": "langgraph"},
+        {"backend": "celery", "llm": "langgraph"},
+        {"backend": "background"},
+    ],
+    ids=name,
 )
 def test_no_name_makes_a_line_too_long(
     copie: Copie, answers: dict[str, object], package_name: str

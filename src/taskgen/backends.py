@@ -73,7 +73,8 @@ BACKENDS = (
         async_native="The generated service's tasks are coroutines, on one event loop per worker; "
         "Celery itself has pools of processes, threads or greenlets.",
         broker="Redis, Valkey, RabbitMQ or SQS here; Celery knows more.",
-        workflows="Chain, group and chord, whose steps mypy checks; a route for their state.",
+        workflows="Chain, group and chord, whose steps mypy checks; a route for their state. "
+        "With --set llm=langgraph: LLM workflows that survive a crash.",
         monitoring="Flower, events, and exporters for Prometheus (none of them on SQS); job status "
         "by an API. The generated service has no jobs page and no metrics.",
         persistence="Messages are in the broker, records in the database: they survive restarts of "

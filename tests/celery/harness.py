@@ -163,11 +163,16 @@ router.include_router(tested.router)
 """
 
 
-def generate(copie: Copie) -> Path:
+def generate(copie: Copie, *, examples: bool = False, llm: str = "none") -> Path:
     """Generate and install a service with the tasks of this module; `BROKER_URL` decides."""
-    answers = {"project_name": "my-service", "backend": "celery", "broker": "redis"}
     result = copie.copy(  # pyright: ignore[reportUnknownMemberType] - it says "dict" of its answers
-        extra_answers={**answers, "examples": False}
+        extra_answers={
+            "project_name": "my-service",
+            "backend": "celery",
+            "broker": "redis",
+            "examples": examples,
+            "llm": llm,
+        }
     )
     assert result.exception is None, result.exception
     assert result.project_dir is not None

@@ -79,7 +79,7 @@ class Bench:
         self._names = count()
         self._databases = count()
         self._server = self._stack.enter_context(
-            ValkeyServer(port=_free_port(), databases=32, data_dir=folder / "valkey")
+            ValkeyServer(port=free_port(), databases=32, data_dir=folder / "valkey")
         )
 
     def __enter__(self) -> Self:
@@ -447,12 +447,12 @@ class App:
 
 def measure_posts(bench: Bench, app: App) -> Figures:
     """Post to an app's routes, in a process of its own, as fast as it answers."""
-    port, figures = _free_port(), Figures()
+    port, figures = free_port(), Figures()
     command = app.environment.command("uvicorn", app.location, "--port", str(port))
     keys = json.dumps({"load": API_KEY})
     environ = app.environment.environ(REDIS_URL=app.database.url, API_KEYS=keys)
     with running(bench, "api", command, app.environment.folder, environ) as api:
-        _wait_until(lambda: _listens(port), api)
+        wait_until(lambda: listens(port), api)
         for name, path in app.paths.items():
             load = [sys.executable, str(HERE / "load.py"), str(port), path, POST_BODY]
             load += ["--seconds", str(bench.scale.post), "--key", API_KEY]
@@ -464,19 +464,22 @@ def measure_posts(bench: Bench, app: App) -> Figures:
     return figures
 
 
-def _wait_until(fulfilled: Callable[[], bool], process: Process) -> None:
+def wait_until(fulfilled: Callable[[], bool], process: Process) -> None:
+    """Wait for what a process is to do, while it runs."""
     begin = time.perf_counter()
     while not fulfilled():
         _check([process], since=begin)
         time.sleep(0.02)
 
 
-def _listens(port: int) -> bool:
+def listens(port: int) -> bool:
+    """Return whether somebody listens on a port."""
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Find a port that nobody listens on."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port: int = probe.getsockname()[1]
         return port

@@ -53,6 +53,7 @@ COMPOSE_KEYS = {
     "API_KEYS": '{"web": "a-key-of-32-characters-or-more---"}',
     "ADMIN_TOKEN": "a-token-of-32-characters-or-more--",
     "VALKEY_PASSWORD": "a-password",
+    "RABBITMQ_PASSWORD": "another-password",
 }
 
 

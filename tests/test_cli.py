@@ -67,9 +67,10 @@ def test_makes_a_service_with_its_repository_and_its_environment(tmp_path: Path)
     [
         {},
         {"backend": "background", "examples": "false", "ci": "none", "docker": "false"},
+        {"backend": "celery", "broker": "rabbitmq"},
         {"package_name": "other", "python_version": "3.13", "description": 'Says "hi" \\ {{ x }}'},
     ],
-    ids=["defaults", "least", "unusual"],
+    ids=["defaults", "least", "celery", "unusual"],
 )
 def test_makes_what_copier_copy_makes(
     tmp_path: Path, repository: Path, answers: dict[str, str]
@@ -255,8 +256,8 @@ def test_refuses_a_place_where_no_folder_can_be(tmp_path: Path, target: str, sen
         (["svc", "--set", "backand=arq"], ['"backand"', 'Did you mean "backend"?', "description"]),
         *((["svc", "--set", f"{key}=x"], [f'"{key}"', "project_name"]) for key in HIDDEN),
         (["svc", "--set", "_subdirectory=/"], ['"_subdirectory"']),
-        (["svc", "--set", "backend=rq"], ['"rq"', '"backend"', "arq, background"]),
-        (["svc", "--backend", "rq"], ['"rq"', "arq, background"]),
+        (["svc", "--set", "backend=rq"], ['"rq"', '"backend"', "arq, celery, background"]),
+        (["svc", "--backend", "rq"], ['"rq"', "arq, celery, background"]),
         (["svc", "--set", "docker=maybe"], ['"maybe"', "docker=true"]),
         (["svc", "--set", "docker"], ['"docker"', "KEY=VALUE"]),
         (["svc", "--set", "ci=none", "--set", "ci=github"], ["ci", "twice", "none", "github"]),
@@ -478,7 +479,7 @@ def test_control_c_at_any_moment_shows_no_traceback(tmp_path: Path, sign: str) -
 def test_backends_compares_them(tmp_path: Path) -> None:
     listed = json.loads(taskgen("backends", "--json", cwd=tmp_path).stdout)
     assert [backend["name"] for backend in listed] == ["ARQ", "Celery", "BackgroundTasks"]
-    assert [backend["generated"] for backend in listed] == [True, False, True]
+    assert [backend["generated"] for backend in listed] == [True, True, True]
     generated = [backend["key"] for backend in listed if backend["generated"]]
     assert generated == list(CONFIG["backend"]["choices"].values())
     for width in (40, 80, 200):
@@ -523,7 +524,7 @@ def test_help_and_refusals_do_not_wait_for_copier(tmp_path: Path) -> None:
 def test_shell_completion(tmp_path: Path) -> None:
     env = {"_TASKGEN_COMPLETE": "complete_bash", "COMP_WORDS": "taskgen new svc --backend "}
     done = taskgen(cwd=tmp_path, env={**env, "COMP_CWORD": "4"})
-    assert done.stdout.split() == ["arq", "background"]
+    assert done.stdout.split() == ["arq", "celery", "background"]
     script = run("bash", "-c", f"{BIN}/taskgen --show-completion", cwd=tmp_path).stdout
     assert "_taskgen_completion" in script
     run("bash", "-c", f"{BIN}/taskgen --install-completion", cwd=tmp_path, env={"HOME": "."})

@@ -229,8 +229,8 @@ def test_dev_makes_keys_and_says_how_to_use_them(
             assert len(set(commands)) == 1, "the second start made other keys"
         assert stat.S_IMODE(env.stat().st_mode) == 0o600
         lines = dict(line.split("=", 1) for line in env.read_text().splitlines())
-        needed = set(COMPOSE_KEYS) if backend == "arq" else {"API_KEYS", "ADMIN_TOKEN"}
-        assert set(lines) == needed
+        needed = {"API_KEYS", "ADMIN_TOKEN"}
+        assert set(lines) == (needed | {"VALKEY_PASSWORD"} if backend == "arq" else needed)
         values = {name: value.strip("'") for name, value in lines.items()}
         interpolate(yaml.safe_load((service / "compose.yaml").read_text()), values)
     finally:
@@ -315,7 +315,7 @@ def test_valkey_lets_the_service_do_all_its_work(
         worker = programs.start("my-service", "worker")
         reach(job_id, "complete")
         chain_id = api.post("/api/v1/chain").json()
-        chain = f"/api/v1/chains/{chain_id}"
+        chain = f"/api/v1/workflows/{chain_id}"
         wait_until(lambda: api.get(chain).json()["status"] == "complete")
         assert [job["result"] for job in api.get(chain).json()["jobs"]] == [2, 3, 4]
 

@@ -41,6 +41,20 @@ class Service:
     backend: str
     examples: bool
     python_version: str
+    broker: str
+
+    @property
+    def has_data(self) -> bool:
+        """Whether it has a database."""
+        return self.examples or self.backend == "celery"
+
+    @property
+    def keys(self) -> dict[str, str]:
+        """Return the keys that its compose.yaml needs."""
+        passwords = {"redis": "VALKEY_PASSWORD", "rabbitmq": "RABBITMQ_PASSWORD", "sqs": ""}
+        password = passwords[self.broker] if self.backend != "background" else ""
+        names = {"API_KEYS", "ADMIN_TOKEN", password} - {""}
+        return {name: key for name, key in COMPOSE_KEYS.items() if name in names}
 
     def read(self, name: str) -> str:
         """Return the text of one of its files."""
@@ -81,10 +95,13 @@ class Service:
 Render = Callable[..., Service]
 
 KINDS = {
-    "arq-examples": ("arq", True, "3.11"),
-    "arq-skeleton": ("arq", False, "3.12"),
-    "background-examples": ("background", True, "3.13"),
-    "background-skeleton": ("background", False, "3.14"),
+    "arq-examples": ("arq", True, "3.11", "redis"),
+    "arq-skeleton": ("arq", False, "3.12", "redis"),
+    "background-examples": ("background", True, "3.13", "redis"),
+    "background-skeleton": ("background", False, "3.14", "redis"),
+    "celery-redis": ("celery", True, "3.14", "redis"),
+    "celery-rabbitmq": ("celery", False, "3.13", "rabbitmq"),
+    "celery-sqs": ("celery", True, "3.12", "sqs"),
 }
 
 
@@ -102,6 +119,7 @@ def render(tmp_path_factory: pytest.TempPathFactory) -> Render:
         *,
         examples: bool = True,
         python_version: str = "3.11",
+        broker: str = "redis",
         **others: str | bool,
     ) -> Service:
         answers = (
@@ -112,11 +130,12 @@ def render(tmp_path_factory: pytest.TempPathFactory) -> Render:
                 "backend": backend,
                 "examples": examples,
                 "python_version": python_version,
+                "broker": broker,
             }
         )
         path = tmp_path_factory.mktemp("service")
         copier.run_copy(str(source), path, data=answers, defaults=True, quiet=True)
-        return Service(path, backend, examples, python_version)
+        return Service(path, backend, examples, python_version, broker)
 
     return generate
 
@@ -124,8 +143,8 @@ def render(tmp_path_factory: pytest.TempPathFactory) -> Render:
 @pytest.fixture(scope="session", params=KINDS.values(), ids=list(KINDS))
 def service(request: pytest.FixtureRequest, render: Render) -> Service:
     """Return each kind of service in turn, on each version of Python."""
-    backend, examples, python_version = request.param
-    return render(backend, examples=examples, python_version=python_version)
+    backend, examples, python_version, broker = request.param
+    return render(backend, examples=examples, python_version=python_version, broker=broker)
 
 
 @pytest.fixture(scope="session")
@@ -202,8 +221,8 @@ def test_image_starts_the_app_without_a_shell(service: Service) -> None:
 
 def test_image_has_its_data_on_a_volume(service: Service) -> None:
     dockerfile = service.read("Dockerfile")
-    assert ("VOLUME /data" in dockerfile) is service.examples
-    assert ("ENV DATA_DIR=/data" in dockerfile) is service.examples
+    assert ("VOLUME /data" in dockerfile) is service.has_data
+    assert ("ENV DATA_DIR=/data" in dockerfile) is service.has_data
 
 
 def test_dockerignore_lets_in_what_is_copied_and_nothing_else(service: Service) -> None:
@@ -212,17 +231,25 @@ def test_dockerignore_lets_in_what_is_copied_and_nothing_else(service: Service) 
     assert [rule[1:] for rule in rules if rule.startswith("!")] == service.copied()
 
 
-def test_dockerfile_installs_a_service_that_runs(arq_service: Service, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "answers",
+    [{}, *({"backend": "celery", "broker": broker} for broker in ("redis", "rabbitmq", "sqs"))],
+    ids=["arq", "redis", "rabbitmq", "sqs"],
+)
+def test_dockerfile_installs_a_service_that_runs(
+    render: Render, tmp_path: Path, answers: dict[str, str]
+) -> None:
     """Its `uv sync` commands, with the files that are copied before each, as in the build."""
+    service = render(**answers)
     outer = {name: value for name, value in os.environ.items() if name != "VIRTUAL_ENV"}
-    run("uv", "lock", "--quiet", cwd=arq_service.path, env=outer)
-    variables = re.findall(r"\b(UV_\w+)=(\w+)", arq_service.read("Dockerfile"))
+    run("uv", "lock", "--quiet", cwd=service.path, env=outer)
+    variables = re.findall(r"\b(UV_\w+)=(\w+)", service.read("Dockerfile"))
     image = tmp_path / "app"
     image.mkdir()
-    for word, arguments in arq_service.instructions():
+    for word, arguments in service.instructions():
         if word == "COPY" and not arguments.startswith("--from"):
             for name in arguments.split()[:-1]:
-                source = arq_service.path / name
+                source = service.path / name
                 copy = shutil.copytree if source.is_dir() else shutil.copyfile
                 copy(source, image / name)
         elif "uv sync" in arguments:
@@ -236,7 +263,7 @@ def test_dockerfile_installs_a_service_that_runs(arq_service: Service, tmp_path:
     script = f"import {PACKAGE}.main, {PACKAGE}.worker; assert {PACKAGE}.main.app"
     run(python, "-c", script, cwd=tmp_path, env=inner)
     names = {path.name for path in (image / ".venv/bin").iterdir()}
-    worker, *_ = arq_service.compose()["services"]["worker"]["command"]
+    worker, *_ = service.compose()["services"]["worker"]["command"]
     assert {"uvicorn", worker} <= names
     assert not {"pytest", "ruff", "mypy"} & names
 
@@ -245,7 +272,13 @@ def test_dockerfile_installs_a_service_that_runs(arq_service: Service, tmp_path:
 
 
 def test_services_of_the_composition(service: Service) -> None:
-    expected = {"arq": {"api", "worker", "valkey"}, "background": {"api"}}
+    brokers = {"redis": {"valkey"}, "rabbitmq": {"rabbitmq"}, "sqs": set[str]()}
+    broker = brokers[service.broker]
+    expected = {
+        "arq": {"api", "worker"} | broker,
+        "celery": {"api", "worker", "beat"} | broker,
+        "background": {"api"},
+    }
     assert set(service.compose()["services"]) == expected[service.backend]
 
 
@@ -279,14 +312,12 @@ def test_every_container_is_confined(service: Service) -> None:
         assert content["pids_limit"] == 512
         assert content["cap_drop"] == ["ALL"]
         assert content["security_opt"] == ["no-new-privileges:true"]
-        assert "build" in content or content["user"] == "valkey", "it runs as root"
+        assert "build" in content or content["user"] in {"valkey", "rabbitmq"}, "it runs as root"
 
 
 def test_compose_refuses_to_start_without_keys(service: Service) -> None:
     compose = yaml.safe_load(service.read("compose.yaml"))
-    needed = {name: key for name, key in COMPOSE_KEYS.items() if name != "VALKEY_PASSWORD"}
-    if service.backend == "arq":
-        needed = COMPOSE_KEYS
+    needed = service.keys
     for name in needed:
         with pytest.raises(KeyError, match=rf"{name}: set it in \.env"):
             interpolate(compose, {**needed, name: ""})
@@ -308,9 +339,9 @@ def test_api_and_worker_share_their_data(service: Service) -> None:
     compose = service.compose()
     for content in service.built():
         folder = content.get("environment", {}).get("DATA_DIR")
-        assert folder == ("/data" if service.examples else None)
-        assert content.get("volumes", []) == (["data:/data"] if service.examples else [])
-    assert ("data" in compose.get("volumes", {})) is service.examples
+        assert folder == ("/data" if service.has_data else None)
+        assert content.get("volumes", []) == (["data:/data"] if service.has_data else [])
+    assert ("data" in compose.get("volumes", {})) is service.has_data
 
 
 def test_every_named_volume_is_declared(service: Service) -> None:
@@ -333,7 +364,7 @@ def test_containers_are_given_the_time_that_they_need_to_stop(service: Service) 
     jobs = int(setting[1])
     stubborn = 6
     api = seconds(containers["api"]["stop_grace_period"])
-    if service.backend == "arq":
+    if service.backend != "background":
         assert api > requests
         worker = containers["worker"]
         assert worker["environment"]["SHUTDOWN_GRACE"] == jobs, "a longer one in .env is cut off"
@@ -359,21 +390,40 @@ def test_worker_is_started_whatever_the_service_is_called(render: Render, name: 
     assert name in tomllib.loads(service.read("pyproject.toml"))["project"]["scripts"]
 
 
-def test_valkey_loses_no_jobs(arq_service: Service) -> None:
-    containers = arq_service.compose()["services"]
+@pytest.mark.parametrize("backend", ["arq", "celery"])
+def test_valkey_loses_no_jobs(render: Render, backend: str) -> None:
+    containers = render(backend).compose()["services"]
     valkey = containers["valkey"]
     config = valkey["command"][-1].splitlines()
     assert "appendonly yes" in config
     assert "maxmemory-policy noeviction" in config
     assert valkey["volumes"] == ["valkey:/data"]
-    for name in ("api", "worker"):
+    for name in set(containers) - {"valkey"}:
         url = f"redis://app:{COMPOSE_KEYS['VALKEY_PASSWORD']}@valkey:6379/0"
-        assert containers[name]["environment"]["REDIS_URL"] == url
+        setting = {"arq": "REDIS_URL", "celery": "BROKER_URL"}[backend]
+        assert containers[name]["environment"][setting] == url
         assert containers[name]["depends_on"] == {"valkey": {"condition": "service_healthy"}}
 
 
-def test_valkey_is_probed_as_the_user_that_it_knows(arq_service: Service) -> None:
-    valkey = arq_service.compose()["services"]["valkey"]
+def test_rabbitmq_keeps_its_data_under_a_name_of_its_own(render: Render) -> None:
+    containers = render("celery", broker="rabbitmq").compose()["services"]
+    password = COMPOSE_KEYS["RABBITMQ_PASSWORD"]
+    rabbitmq = containers["rabbitmq"]
+    assert rabbitmq["hostname"] == "rabbitmq", "its folder has the host's name"
+    assert rabbitmq["volumes"] == ["rabbitmq:/var/lib/rabbitmq"]
+    assert rabbitmq["environment"] == {
+        "RABBITMQ_DEFAULT_USER": "app",
+        "RABBITMQ_DEFAULT_PASS": password,
+    }
+    for name in ("api", "worker", "beat"):
+        url = f"amqp://app:{password}@rabbitmq:5672//"
+        assert containers[name]["environment"]["BROKER_URL"] == url
+        assert containers[name]["depends_on"] == {"rabbitmq": {"condition": "service_healthy"}}
+
+
+@pytest.mark.parametrize("backend", ["arq", "celery"])
+def test_valkey_is_probed_as_the_user_that_it_knows(render: Render, backend: str) -> None:
+    valkey = render(backend).compose()["services"]["valkey"]
     assert valkey["healthcheck"]["test"] == ["CMD", "valkey-cli", "--user", "app", "-e", "ping"]
     assert valkey["environment"] == {"VALKEYCLI_AUTH": COMPOSE_KEYS["VALKEY_PASSWORD"]}
 
@@ -450,7 +500,7 @@ def test_workflow_leaves_no_token_behind(service: Service) -> None:
 # The answers that leave files out
 
 
-@pytest.mark.parametrize("backend", ["arq", "background"])
+@pytest.mark.parametrize("backend", ["arq", "celery", "background"])
 def test_workflow_audits_what_is_locked_and_keeps_a_bill_of_materials(
     render: Render, backend: str
 ) -> None:
@@ -478,7 +528,7 @@ def test_workflow_gives_compose_the_keys_that_it_needs(service: Service) -> None
         assert len(key) >= 32
 
 
-@pytest.mark.parametrize("backend", ["arq", "background"])
+@pytest.mark.parametrize("backend", ["arq", "celery", "background"])
 def test_nothing_of_docker_without_docker(render: Render, backend: str) -> None:
     service = render(backend, docker=False)
     names = {path.name for path in service.path.iterdir()}

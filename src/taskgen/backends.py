@@ -69,17 +69,20 @@ BACKENDS = (
     Backend(
         key="celery",
         name="Celery",
-        generated=False,
-        async_native="No: tasks are plain functions, in a pool of processes, threads or greenlets.",
-        broker="RabbitMQ, Redis or Amazon SQS.",
-        workflows="Chain, group, chord, map and more.",
-        monitoring="Flower, events, and exporters for Prometheus.",
-        persistence="Tasks are in the broker: they survive restarts. Results need a result "
-        "backend.",
-        complexity="High: a broker, workers, often a result backend and beat, and many settings.",
-        when_to_use="Workflows of many steps, work that keeps processors busy, a broker other "
-        "than Redis.",
-        when_not="A small async service: its tasks cannot await what the rest of it awaits.",
+        generated=True,
+        async_native="The generated service's tasks are coroutines, on one event loop per worker; "
+        "Celery itself has pools of processes, threads or greenlets.",
+        broker="Redis, Valkey, RabbitMQ or SQS here; Celery knows more.",
+        workflows="Chain, group and chord, whose steps mypy checks; a route for their state. "
+        "With --set llm=langgraph: LLM workflows that survive a crash.",
+        monitoring="Flower, events, and exporters for Prometheus (none of them on SQS); job status "
+        "by an API. The generated service has no jobs page and no metrics.",
+        persistence="Messages are in the broker, records in the database: they survive restarts of "
+        "the API and of the workers, and run at least once.",
+        complexity="High: a broker, a database, workers and beat, and many settings.",
+        when_to_use="Workflows of many steps, RabbitMQ or SQS, or a team that runs Celery already.",
+        when_not="A small async service that needs no more than Redis: each job costs more, and on "
+        "Redis and SQS those of a killed worker wait for the visibility timeout.",
     ),
     Backend(
         key="background",

@@ -576,7 +576,7 @@ def gone(redis: Any, job_id: str) -> Callable[[], bool]:  # noqa: ANN401 - it ha
 
 def chain_has(api: httpx2.Client, chain_id: str, status: str) -> Callable[[], bool]:
     """Make a condition: the chain has this status."""
-    return lambda: bool(api.get(f"/chains/{chain_id}").json()["status"] == status)
+    return lambda: bool(api.get(f"/workflows/{chain_id}").json()["status"] == status)
 
 
 def ready(api: httpx2.Client) -> httpx2.Response:

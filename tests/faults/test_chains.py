@@ -44,7 +44,7 @@ def test_no_chain_stops_when_workers_are_killed(skeleton: Path, tmp_path: Path) 
                 chain_has(api, chain_id, "complete"),
                 f"chain {number} does not end",
             )
-            status = api.get(f"/chains/{chain_id}").json()
+            status = api.get(f"/workflows/{chain_id}").json()
             assert len(status["jobs"]) == steps
             assert status["jobs"][-1]["result"] == number * 100 + steps
         journal.assert_never_twice_at_once(killed=killed)
@@ -68,6 +68,6 @@ def test_a_chain_that_fails_says_so(skeleton: Path, tmp_path: Path) -> None:
                 chain_has(api, chain_id, "failed"),
                 f"the chain with {last} goes on",
             )
-            status = api.get(f"/chains/{chain_id}").json()
+            status = api.get(f"/workflows/{chain_id}").json()
             assert [each["status"] for each in status["jobs"]] == ["complete", "failed"]
         assert len(dead(api)) == len(ids)

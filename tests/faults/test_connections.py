@@ -96,7 +96,7 @@ def test_connections_cut_while_working(skeleton: Path, tmp_path: Path, direction
             assert finish(api, dead[-1])["status"] == "failed"
             for key in (f"works-{packet}", f"fails-{packet}", *map(str, range(number, number + 3))):
                 journal.wait("end", key)
-            status = api.get(f"/chains/{chain.json()}")
+            status = api.get(f"/workflows/{chain.json()}")
             assert status.status_code == 200, status.text
         listed = [each["job_id"] for each in api.get("/dead").json()]
         assert sorted(listed) == sorted(dead), "each that failed is listed once"

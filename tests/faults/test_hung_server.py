@@ -56,7 +56,7 @@ def test_every_answer_of_a_hung_server_comes_in_time(skeleton: Path, tmp_path: P
             ("GET", "/dead", {}),
             ("POST", f"/dead/{known}/retry", {}),
             ("DELETE", f"/dead/{known}", {}),
-            ("GET", f"/chains/{known}", {}),
+            ("GET", f"/workflows/{known}", {}),
             ("GET", f"{origin}/readyz", {}),
         ]
         request_all(api, requests)  # connections are open, the server's clock is known

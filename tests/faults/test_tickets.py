@@ -1,6 +1,7 @@
 """Workers are killed while they run LLM workflows, and start at once on an empty database."""
 
 import random
+import re
 import sys
 import threading
 import time
@@ -22,7 +23,6 @@ from .test_database import PostgreSQL
 
 KILLS, WORKERS, SLOTS = 16, 2, 4
 PER_KILL = 4  # tickets that are opened before each kill, so that there is work to be cut
-TICKETS = KILLS * PER_KILL
 STEPS = ("classify", "draft")
 LONG = 240  # seconds
 MODEL = '''
@@ -54,11 +54,16 @@ def open_model(_: Any) -> OfflineModel:
 def support(copie_session: Copie) -> Path:
     """Generate a service with tickets, whose model notes what it does."""
     home = generate(copie_session, examples=True, llm="langgraph")
+    note_answers(home, "faults")
+    return home
+
+
+def note_answers(home: Path, tasks: str) -> None:
+    """Let the model of a service note what it does, as this module of its tasks does."""
     model = home / "src" / "my_service" / "flows" / "model.py"
-    imports = "import time\n\nfrom ..tasks.faults import note\n"
+    imports = f"import time\n\nfrom ..tasks.{tasks} import note\n"
     text = model.read_text().replace("import re\n", f"import re\n{imports}", 1)
     model.write_text(text + MODEL)
-    return home
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -109,49 +114,64 @@ def test_tickets_survive_workers_that_are_killed(
         ValkeyServer(port=free_port()) as server,
         Service(support, tmp_path, server.connection_url, **settings) as service,
     ):
-        api = service.start_api()
-        killed: dict[int, float] = {}
-        rng = random.Random(11)  # noqa: S311 - no secret
-        with supervised(service, WORKERS):
-            approving = threading.Thread(target=_approve_all, args=(api,))
-            approving.start()
-            for number in range(0, TICKETS, PER_KILL):
-                seen = len(service.journal.notes())
-                for each in range(number, number + PER_KILL):
-                    post(api, each)
-                _kill_a_worker(service, seen, killed, rng)
-            until(lambda: count(api, "sent") == TICKETS, "not all are sent", LONG)
-            approving.join()
-            outbox = tmp_path / "data" / "outbox"
-            until(lambda: len(_recipients(outbox)) == TICKETS, "not all are emailed", LONG)
-        assert dead(api) == {}
-        notes = service.journal.notes()
-        twice = repeated(notes)
-        for earlier, later in twice:
-            assert earlier.pid in killed, "a step was repeated though no worker was killed"
-            assert earlier.pid != later.pid
-            assert earlier.at < killed[earlier.pid]
-            # Its checkpoint was not stored yet: the next step had not begun.
-            assert (earlier.pid, earlier.key) not in {
-                (note.pid, note.key)
-                for note in notes
-                if note.what == "begin-draft" and earlier.what == "end-classify"
-            }
-        assert len(twice) <= len(killed) * SLOTS
-        done = {(note.what, note.key) for note in notes if note.what.startswith("end-")}
-        assert len(done) == TICKETS * len(STEPS)
-        # Delivery is at least once: an email job may be killed after it has sent its email.
-        emails = Counter(_recipients(outbox))
-        again = sum(emails.values()) - TICKETS
-        assert again <= len(killed)
-        sent = {line.split(" job ")[1].split(" ")[0] for line in _complete(service, "send_email")}
-        assert len(sent) <= TICKETS
-        begun = sum(note.what.startswith("begin-") for note in notes)
-        with capsys.disabled():
-            sys.stdout.write(
-                f"\n{len(killed)} kills: {begun - len(done)} of {begun} calls of the model were "
-                f"repeated, {len(twice)} of them finished ones; {again} emails were sent twice\n"
-            )
+        summary = kill_workers_of_tickets(service, KILLS, r" job (\S+) \(send_email\) complete")
+    with capsys.disabled():
+        sys.stdout.write(summary)
+
+
+def kill_workers_of_tickets(service: Service, kills: int, sent: str) -> str:
+    """Kill workers while they run workflows: each ticket is answered, and no step repeated.
+
+    Args:
+        service: The service.
+        kills: The number of workers that are killed.
+        sent: A line of the log that tells of the end of an email's job, with the job's id.
+
+    Returns:
+        What was repeated, in a sentence.
+    """
+    api, outbox = service.start_api(), service.data / "outbox"
+    tickets = kills * PER_KILL
+    killed: dict[int, float] = {}
+    rng = random.Random(11)  # noqa: S311 - no secret
+    with supervised(service, WORKERS):
+        approving = threading.Thread(target=_approve_all, args=(api, tickets))
+        approving.start()
+        for number in range(0, tickets, PER_KILL):
+            seen = len(service.journal.notes())
+            for each in range(number, number + PER_KILL):
+                post(api, each)
+            _kill_a_worker(service, seen, killed, rng)
+        until(lambda: count(api, "sent") == tickets, "not all are sent", LONG)
+        approving.join()
+        until(lambda: len(_recipients(outbox)) == tickets, "not all are emailed", LONG)
+    assert dead(api) == {}
+    notes = service.journal.notes()
+    twice = repeated(notes)
+    for earlier, later in twice:
+        assert earlier.pid in killed, "a step was repeated though no worker was killed"
+        assert earlier.pid != later.pid
+        assert earlier.at < killed[earlier.pid]
+        # Its checkpoint was not stored yet: the next step had not begun.
+        assert (earlier.pid, earlier.key) not in {
+            (note.pid, note.key)
+            for note in notes
+            if note.what == "begin-draft" and earlier.what == "end-classify"
+        }
+    assert len(twice) <= len(killed) * SLOTS
+    done = {(note.what, note.key) for note in notes if note.what.startswith("end-")}
+    assert len(done) == tickets * len(STEPS)
+    # Delivery is at least once: an email job may be killed after it has sent its email.
+    emails = Counter(_recipients(outbox))
+    again = sum(emails.values()) - tickets
+    assert again <= len(killed)
+    jobs = set(re.findall(sent, service.logs()))
+    assert 0 < len(jobs) <= tickets
+    begun = sum(note.what.startswith("begin-") for note in notes)
+    return (
+        f"\n{len(killed)} kills: {begun - len(done)} of {begun} calls of the model were "
+        f"repeated, {len(twice)} of them finished ones; {again} emails were sent twice\n"
+    )
 
 
 def _kill_a_worker(
@@ -164,12 +184,11 @@ def _kill_a_worker(
     until(lambda: bool(living()), "no worker works", LONG)
     time.sleep(rng.uniform(0, 0.3))
     pid = living()[-1].pid
-    killed[pid] = time.monotonic()
     run("kill", "-9", str(pid), cwd=service.folder)
+    killed[pid] = time.monotonic()
 
 
-def _approve_all(api: httpx2.Client) -> None:
-    left = TICKETS
+def _approve_all(api: httpx2.Client, left: int) -> None:
     while left:
         for ticket in api.get("/tickets", params={"status": "waiting"}).json():
             answer = api.post(f"/tickets/{ticket['id']}/decision", json={"action": "approve"})
@@ -183,10 +202,6 @@ def _recipients(outbox: Path) -> Counter[str]:
     return Counter(str(message_from_bytes(file.read_bytes())["To"]) for file in files)
 
 
-def _complete(service: Service, task: str) -> list[str]:
-    return [line for line in service.logs().splitlines() if f"({task}) complete" in line]
-
-
 def test_six_workers_start_at_once_on_an_empty_database(
     support: Path, tmp_path: Path, database: dict[str, Any]
 ) -> None:
@@ -195,11 +210,16 @@ def test_six_workers_start_at_once_on_an_empty_database(
         ValkeyServer(port=free_port()) as server,
         Service(support, tmp_path, server.connection_url, **settings) as service,
     ):
-        workers = service.start_workers(6)
-        api = service.start_api()
-        for number in range(18):
-            post(api, number)
-        until(lambda: count(api, "waiting") == 18, "not all are drafted", LONG)
-        assert {note.pid for note in service.journal.notes()} == {each.pid for each in workers}
-        assert all(worker.poll() is None for worker in workers)
-        assert "runs again" not in service.logs()
+        start_workers_at_once(service)
+
+
+def start_workers_at_once(service: Service) -> None:
+    """Start six workers on an empty database: each of them works on tickets."""
+    workers = service.start_workers(6)
+    api = service.start_api()
+    for number in range(18):
+        post(api, number)
+    until(lambda: count(api, "waiting") == 18, "not all are drafted", LONG)
+    assert {note.pid for note in service.journal.notes()} == {each.pid for each in workers}
+    assert all(worker.poll() is None for worker in workers)
+    assert "runs again" not in service.logs()

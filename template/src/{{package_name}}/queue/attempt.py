@@ -162,9 +162,7 @@ class Attempt:
     async def _run(
         self, positional: tuple[Any, ...], named: dict[str, Any], trace_id: str | None = None
     ) -> Outcome:
-        context = self._context
-        # It stays set afterwards, for what the caller logs of the outcome.
-        _current.set(CurrentJob(context.job_id, self._task.name, context.attempt, trace_id))
+        self.set_current(trace_id)  # it stays so, for what the caller logs of the outcome
         try:
             args, kwargs = self._task.arguments.decode(positional, named)
             result = await self._call(args, kwargs)
@@ -174,6 +172,11 @@ class Attempt:
             if not isinstance(outcome, Failure):  # of which `log_failure` needs it
                 error.__traceback__ = None  # it refers to this attempt, and this to the error
             return outcome
+
+    def set_current(self, trace_id: str | None = None) -> None:
+        """Make its job the one that `current_job` returns here."""
+        context = self._context
+        _current.set(CurrentJob(context.job_id, self._task.name, context.attempt, trace_id))
 
     async def _call(self, args: list[Any], kwargs: dict[str, Any]) -> Any:
         """Run the function in an asyncio task of its own, which cannot hold up this one."""

@@ -1,4 +1,4 @@
-"""What callers see of the queue: receipts, jobs, dead jobs, chains, health."""
+"""What callers see of the queue: receipts, jobs, dead jobs, workflows, health."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -77,10 +77,11 @@ class DeadJob(Job):
     traceback: str = ""
 
 
-class Chain(BaseModel):
-    """The state of a chain: its tasks, and the jobs of the steps that have been enqueued."""
+class Workflow(BaseModel):
+    """The state of a chain, group or chord: its tasks, and those of its jobs that are enqueued."""
 
-    chain_id: str
+    workflow_id: str
+    kind: str
     status: JobStatus
     tasks: list[str]
     jobs: list[Job]

@@ -36,6 +36,9 @@ from .retry import RetryPolicy
 
 P = ParamSpec("P")
 R = TypeVar("R")
+A = TypeVar("A")
+A_contra = TypeVar("A_contra", contravariant=True)
+R_co = TypeVar("R_co", covariant=True)
 UNITS = {"second": 1, "minute": 60, "hour": 3600, "day": 86_400}
 DEFAULT_QUEUE = "default"
 
@@ -77,8 +80,10 @@ _OPTIONS: TypeAdapter[Any] = TypeAdapter(Options)
 
 
 @dataclass(frozen=True, slots=True)
-class Step(Generic[R]):
-    """A task in a chain, with the arguments that it has already.
+class Step(Generic[A_contra, R_co]):
+    """A task in a workflow, with the arguments that it has already.
+
+    Its type says what its open parameter takes, if that is the first one, and what it returns.
 
     Attributes:
         task: The task.
@@ -86,7 +91,7 @@ class Step(Generic[R]):
         result_argument: The parameter that takes the result of the step before.
     """
 
-    task: "Task[..., R]"
+    task: "Task[..., R_co]"
     arguments: dict[str, Any]
     result_argument: str | None
 
@@ -128,8 +133,12 @@ class Task(Generic[P, R]):
             return result
         return await asyncio.to_thread(self.function, ctx, *args, **kwargs)
 
-    def s(self, /, *args: Any, **kwargs: Any) -> Step[R]:
-        """Return a step of a chain; its first open parameter takes the result of the step before.
+    @overload
+    def s(self: Callable[Concatenate[Any, A, ...], Awaitable[R]], /) -> Step[A, R]: ...
+    @overload
+    def s(self, /, *args: Any, **kwargs: Any) -> Step[Any, R]: ...
+    def s(self: Any, /, *args: Any, **kwargs: Any) -> Step[Any, Any]:
+        """Return a step of a workflow; its first open parameter takes the result of the one before.
 
         Raises:
             InvalidArgumentError: An argument does not fit the task.

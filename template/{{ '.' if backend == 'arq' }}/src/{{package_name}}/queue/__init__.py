@@ -16,7 +16,7 @@ from .errors import (
     QueueUnavailableError,
     Retry,
 )
-from .models import Chain, DeadJob, Job, JobContext, JobStatus, QueueHealth, Receipt
+from .models import DeadJob, Job, JobContext, JobStatus, QueueHealth, Receipt, Workflow
 from .monitor import Monitor
 from .monitoring import BOUNDS, JobDetails, Overview, TaskFigures
 from .retry import RetryPolicy
@@ -27,7 +27,6 @@ from .worker import Worker
 
 __all__ = [
     "BOUNDS",
-    "Chain",
     "CurrentJob",
     "DeadJob",
     "DeadJobs",
@@ -53,6 +52,7 @@ __all__ = [
     "TaskFigures",
     "TaskQueue",
     "Worker",
+    "Workflow",
     "current_job",
     "current_trace_id",
     "open_queue",

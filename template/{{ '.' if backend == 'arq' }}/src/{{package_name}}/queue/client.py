@@ -33,7 +33,7 @@ from .documents import (
 from .enqueueing import PAUSE, Enqueuer, NewJob
 from .errors import IdempotencyConflictError, PayloadTooLargeError, QueueUnavailableError
 from .keys import ATTEMPTS, IN_PROGRESS, JOB, RESULT, Keys
-from .models import Chain, Job, JobStatus, QueueHealth, Receipt
+from .models import Job, JobStatus, QueueHealth, Receipt, Workflow
 from .monitor import Monitor
 from .settings import LIFETIME, QueueSettings
 from .task import Step, Task
@@ -160,7 +160,7 @@ class TaskQueue:
                     pipe.delete(JOB + job_id)
                     await pipe.execute()
 
-    async def chain(self, *steps: Step[Any]) -> str:
+    async def chain(self, *steps: Step[Any, Any]) -> str:
         """Run `a.s(x=1), b.s()` one after the other; each gets the result of the one before.
 
         Returns:
@@ -201,19 +201,25 @@ class TaskQueue:
             await self._put(NewJob(self.keys.queue(first.queue), first.job_id, document))
         return chain_id
 
-    async def chain_status(self, chain_id: str, /) -> Chain | None:
+    async def workflow(self, workflow_id: str, /) -> Workflow | None:
         """Return the state of a chain, or None if it is unknown or has expired."""
-        if not chain_id.startswith(self._prefix):
+        if not workflow_id.startswith(self._prefix):
             return None
         async with translate_redis_errors(self._timeout):
-            record = await self._redis.hgetall(self.keys.chain(chain_id))
+            record = await self._redis.hgetall(self.keys.chain(workflow_id))
         if not record:
             return None
         tasks, job_ids = from_json(record[b"tasks"]), from_json(record[b"jobs"])
         index, _, status = record[b"state"].decode().partition(" ")
         begun = job_ids[: int(index) + 1]
         jobs = [job for job in [await self.job(each) for each in begun] if job]
-        return Chain(chain_id=chain_id, status=JobStatus(status), tasks=tasks, jobs=jobs)
+        return Workflow(
+            workflow_id=workflow_id,
+            kind="chain",
+            status=JobStatus(status),
+            tasks=tasks,
+            jobs=jobs,
+        )
 
     async def job(self, job_id: str, /) -> Job | None:
         """Return the state of a job, or None if it is unknown or has expired."""
@@ -358,7 +364,7 @@ class TaskQueue:
                 f"{task.name}: {len(arguments)} bytes of arguments, {most} allowed"
             )
 
-    def _stored_step(self, step: Step[Any]) -> StoredStep:
+    def _stored_step(self, step: Step[Any, Any]) -> StoredStep:
         self._check_size(step.task, to_json(step.arguments))
         return StoredStep(
             job_id=self._new_id(),

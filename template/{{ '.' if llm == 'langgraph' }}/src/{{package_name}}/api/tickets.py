@@ -1,6 +1,7 @@
 """Support tickets: answered by a workflow, of which a person decides whether its reply is sent."""
 
-from collections.abc import AsyncGenerator, AsyncIterator
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from itertools import count
 from typing import Annotated, Any, Self
 from uuid import UUID
@@ -8,18 +9,13 @@ from uuid import UUID
 from fastapi import APIRouter, Depends, Header, HTTPException, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from fastapi.sse import format_sse_event
-from pydantic import AfterValidator, BaseModel, StringConstraints, model_validator
+from pydantic import BaseModel, StringConstraints, model_validator
 from pydantic_core import to_json
 from sqlalchemy import select, update
 from sqlalchemy.exc import IntegrityError
 
-from ..flows.events import START, Event, TicketEvents
-from ..queue import (
-    IdempotencyConflictError,
-    QueueUnavailableError,
-    TaskQueue,
-    translate_redis_errors,
-)
+from ..flows.events import EVENT_ID, START, Event, TicketEvents
+from ..queue import IdempotencyConflictError, QueueUnavailableError, TaskQueue
 from ..settings import Settings
 from ..tasks.tickets import Decision, advance_ticket
 from ..tickets import ENDED, Ticket, TicketStatus
@@ -28,24 +24,14 @@ from .jobs import Accept, JobAccepted
 
 # U+0000 is the one character that PostgreSQL does not store.
 Text = Annotated[str, StringConstraints(strip_whitespace=True, pattern=r"^[^\x00]+$")]
+EventId = Annotated[str, Header(alias="Last-Event-ID", pattern=EVENT_ID)]
 PAGE = 100  # tickets
+POLL = 0.2  # seconds between two looks for new events
+SILENCE = 15  # seconds, after which a watcher is told that the connection lives
 STREAM: dict[int | str, Any] = {
     200: {"description": "Events.", "content": {"text/event-stream": {"schema": {}}}},
     204: {"description": "Nothing will follow."},
 }
-
-
-def _event_id(text: str) -> str:
-    if any(int(number) >= 2**64 for number in text.split("-")):
-        raise ValueError("expected the id of an event")
-    return text
-
-
-EventId = Annotated[
-    str,
-    Header(alias="Last-Event-ID", pattern=r"^[0-9]{1,20}-[0-9]{1,20}$"),
-    AfterValidator(_event_id),
-]
 router = APIRouter(tags=["tickets"])
 
 
@@ -210,6 +196,7 @@ async def decide(  # noqa: PLR0913, PLR0917 - what FastAPI is to pass
 async def watch_ticket(
     request: Request,
     ticket: Annotated[Ticket, Depends(get_ticket)],
+    session: Session,
     resources: AppResources,
     last_event_id: EventId = START,
 ) -> Response:
@@ -218,31 +205,56 @@ async def watch_ticket(
     A step that is repeated after a crash begins with its event again. 204, which tells a browser not
     to come again, where nothing will follow.
     """
-    events = TicketEvents(resources.queue, ticket.id)
-    async with translate_redis_errors(resources.queue.settings.enqueue_timeout):
-        more = await events.after(last_event_id)
+    await session.close()  # others need its connection
+    events = TicketEvents(resources, ticket.id)
+    more = await events.after(last_event_id)
     if ticket.status in ENDED and not more:
         return Response(status_code=204)
     headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
     async def has_ended() -> bool:
-        async with resources.sessions() as session:
-            now = await session.get(Ticket, ticket.id)
+        async with resources.sessions() as another:
+            now = await another.get(Ticket, ticket.id)
         return now is None or now.status in ENDED
 
-    following = events.follow(last_event_id, has_ended, request.app.state.is_ending)
-    stream = _stream(following)
+    stream = follow(events, last_event_id, has_ended, request.app.state.is_ending)
     return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
 
 
-async def _stream(events: AsyncIterator[Event | None]) -> AsyncGenerator[bytes]:
-    async for event in events:
-        yield _format(event) if event else format_sse_event(comment="")
+async def follow(
+    events: TicketEvents,
+    event_id: str,
+    has_ended: Callable[[], Awaitable[bool]],
+    is_ending: Callable[[], bool],
+) -> AsyncGenerator[bytes]:
+    """Yield the events after one as they come, until the last; a comment where there is silence.
+
+    Args:
+        events: The events of a ticket.
+        event_id: The event.
+        has_ended: Whether the ticket has come to its end, asked where there is silence: its last
+            event may have been lost.
+        is_ending: Whether the process is to end.
+    """
+    silence = float(SILENCE)
+    while not is_ending():
+        for event in await events.after(event_id):
+            yield _format(event)
+            if event.is_last:
+                return
+            event_id, silence = str(event.id), 0
+        if silence >= SILENCE:
+            if await has_ended():
+                return
+            yield format_sse_event(comment="")
+            silence = 0
+        await asyncio.sleep(POLL)
+        silence += POLL
 
 
 def _format(event: Event) -> bytes:
     data = to_json({"text": event.text}).decode()
-    return format_sse_event(event=event.kind, data_str=data, id=event.id)
+    return format_sse_event(event=event.kind, data_str=data, id=str(event.id))
 
 
 async def _describe(ticket: Ticket, session: Session, queue: TaskQueue) -> TicketInfo:

@@ -103,8 +103,8 @@ class TicketFlow:
             if decision is None:
                 return _state(known.values)
             todo = Command(resume=decision)
-        elif known.values and not known.next:
-            return _state(known.values)
+        elif known.values and not known.tasks:
+            return _state(known.values)  # `next` lacks a step whose end has no checkpoint yet
         elif not known.values:
             todo = {"text": text}
         await self._graph.ainvoke(todo, config, context=actions, durability="sync")

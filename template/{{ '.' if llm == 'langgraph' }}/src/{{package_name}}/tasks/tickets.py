@@ -23,13 +23,13 @@ class Decision(BaseModel):
     text: str | None = None
 
 
-@task(retries=5, timeout=600)
+@task(retries=5, timeout=500)
 async def advance_ticket(ctx: Context, ticket_id: UUID, decision: Decision | None = None) -> str:
     """Run the workflow of a ticket from its last finished step on, and return the new status.
 
     A worker may be lost between any two lines: the next attempt goes on after the last checkpoint.
     """
-    resources, events = ctx.resources, TicketEvents(ctx.resources.queue, ticket_id)
+    resources, events = ctx.resources, TicketEvents(ctx.resources, ticket_id)
     begun: dict[str, Any] = {"job_id": ctx.job_id, "status": TicketStatus.WORKING}
     if decision is not None:
         begun["decision"] = decision.model_dump()
@@ -37,12 +37,14 @@ async def advance_ticket(ctx: Context, ticket_id: UUID, decision: Decision | Non
         ticket = await session.get(Ticket, ticket_id)
         if ticket is None:
             raise Discard("the ticket was deleted")
-        if ticket.status in ENDED:
-            await events.publish("status", ticket.status)  # its worker may have been lost before
-            return ticket.status
-        if decision is None and ticket.decision is not None:
-            return ticket.status  # this job runs once more, after the next one has begun
-        await session.execute(update(Ticket).where(Ticket.id == ticket_id).values(begun))
+        ended = ticket.status in ENDED
+        if not ended:
+            if decision is None and ticket.decision is not None:
+                return ticket.status  # this job runs once more, after the next one has begun
+            await session.execute(update(Ticket).where(Ticket.id == ticket_id).values(begun))
+    if ended:
+        await events.publish("status", ticket.status)  # its worker may have been lost before
+        return ticket.status
 
     async def send(reply: str) -> None:
         queue = resources.queue.once(f"ticket/{ticket_id}")
@@ -82,7 +84,10 @@ async def advance_ticket(ctx: Context, ticket_id: UUID, decision: Decision | Non
 
 @task(cron="30 3 * * *", retries=3)
 async def remove_old_tickets(ctx: Context) -> int:
-    """Remove tickets older than `ticket_retention_days` with their checkpoints; return the number."""
+    """Remove tickets older than `ticket_retention_days`, and return their number.
+
+    Their checkpoints and events go with them.
+    """
     checkpoints = (await ctx.resources.flows.tickets()).checkpoints
     days = ctx.resources.settings.ticket_retention_days
     oldest = datetime.now(UTC) - timedelta(days=days)
@@ -91,9 +96,10 @@ async def remove_old_tickets(ctx: Context) -> int:
         async with ctx.resources.sessions() as session:
             old = select(Ticket.id).where(Ticket.created_at < oldest).limit(BATCH)
             ids = (await session.scalars(old)).all()
-        # The checkpoints first: what a crash leaves over has a row, and is removed next time.
+        # The rows last: what a crash leaves over has a row, and is removed next time.
         for ticket_id in ids:
             await checkpoints.adelete_thread(str(ticket_id))
+            await TicketEvents(ctx.resources, ticket_id).delete()
         async with ctx.resources.sessions.begin() as session:
             await session.execute(delete(Ticket).where(Ticket.id.in_(ids)))
         removed += len(ids)

@@ -7,7 +7,7 @@ from urllib.parse import quote
 from fastapi import APIRouter, Depends, HTTPException, Request, Response
 from pydantic import BaseModel
 
-from ..queue import {{ 'Chain, ' if has_chains else '' }}Job, Receipt
+from ..queue import Job, Receipt
 from .deps import Queue
 
 router = APIRouter(tags=["jobs"])
@@ -49,14 +49,3 @@ async def abort_job(job_id: str, queue: Queue) -> JobAccepted:
     if job.finished_at is not None or not await queue.abort(job_id):
         raise HTTPException(409, f"The job has finished: it is {job.status}.")
     return JobAccepted(job_id=job_id)
-{% if has_chains %}
-
-
-@router.get("/chains/{chain_id}")
-async def get_chain(chain_id: str, queue: Queue) -> Chain:
-    """Return a chain's status, its tasks, and the jobs of the steps that have been enqueued."""
-    chain = await queue.chain_status(chain_id)
-    if chain is None:
-        raise HTTPException(404, "There is no such chain, or it has expired.")
-    return chain
-{% endif %}

@@ -1,0 +1,1 @@
+"""Services with Celery on brokers that are installed for the tests."""

@@ -42,6 +42,7 @@ def create_celery(settings: QueueSettings, tasks: Iterable[Task[..., Any]]) -> A
     default = settings.celery_queue("default")
     app.conf.update(
         broker_url=settings.broker_url.get_secret_value(),
+        broker_transport=f"{__package__}.sqs:Transport" if broker == "sqs" else None,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
         broker_connection_timeout=4,

@@ -1,4 +1,4 @@
-"""The brokers of the tests, as real servers that can be harmed: Valkey, and Debian's RabbitMQ."""
+"""The brokers of the tests, as servers that can be harmed: Valkey, Debian's RabbitMQ, and moto."""
 
 import os
 import shutil
@@ -13,7 +13,7 @@ from typing import Protocol, Self
 
 import pytest
 from conftest import ENVIRONMENT
-from faults.harness import Server, free_port, stopped
+from faults.harness import Server, free_port, stopped, until
 
 RABBITMQ = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 PATIENCE = 60
@@ -164,6 +164,56 @@ class RabbitMQ:
         os.killpg(self._process.pid, signum)
 
 
+class Moto:
+    """SQS in the memory of a moto server, which loses all when it ends.
+
+    Args:
+        python: The interpreter of an environment that has moto.
+    """
+
+    def __init__(self, python: Path) -> None:
+        [self.port] = _free_ports(1)
+        options = ("-H", "127.0.0.1", "-p", str(self.port))
+        self._command = (python, "-m", "moto.server", *options)
+        self.url = f"sqs://testing:testing@127.0.0.1:{self.port}"
+
+    def __enter__(self) -> Self:
+        """Start it."""
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End it."""
+        self.kill()
+
+    def start(self) -> None:
+        """Start it, and wait until it listens."""
+        self._process = subprocess.Popen(
+            self._command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        until(lambda: self._process.poll() is not None or listens(self.port), "moto is not there")
+        assert self._process.poll() is None
+
+    def shut_down(self) -> None:
+        """End it as an operator does."""
+        self._process.terminate()
+        self._process.wait(PATIENCE)
+
+    def kill(self) -> None:
+        """Kill it with SIGKILL."""
+        self._process.kill()
+        self._process.wait(PATIENCE)
+
+    def erase(self) -> None:
+        """Delete nothing: there is nothing left."""
+
+    @contextmanager
+    def hang(self) -> Generator[None]:
+        """Stop it with SIGSTOP while a block runs."""
+        with stopped(self._process):
+            yield
+
+
 @contextmanager
 def running(kind: str, folder: Path) -> Generator[Broker]:
     """Run a broker, "redis" or "rabbitmq", while a block runs.
@@ -187,6 +237,12 @@ def require_rabbitmq() -> None:
     if os.environ.get("REQUIRE_RABBITMQ"):
         pytest.fail(reason)
     pytest.skip(reason)
+
+
+def listens(port: int) -> bool:
+    """Tell whether a server listens on a port."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def _free_ports(number: int) -> list[int]:

@@ -163,13 +163,15 @@ router.include_router(tested.router)
 """
 
 
-def generate(copie: Copie, *, examples: bool = False, llm: str = "none") -> Path:
+def generate(
+    copie: Copie, *, broker: str = "redis", examples: bool = False, llm: str = "none"
+) -> Path:
     """Generate and install a service with the tasks of this module; `BROKER_URL` decides."""
     result = copie.copy(  # pyright: ignore[reportUnknownMemberType] - it says "dict" of its answers
         extra_answers={
             "project_name": "my-service",
             "backend": "celery",
-            "broker": "redis",
+            "broker": broker,
             "examples": examples,
             "llm": llm,
         }
@@ -191,7 +193,7 @@ class Service(harness.Service):
     """A generated service at work, with its records in a SQLite of its own."""
 
     def __init__(self, home: Path, folder: Path, broker: Broker, **settings: object) -> None:
-        limits = {"HEALTH_INTERVAL": 1, "QUEUES": '{"default": 10}'}
+        limits = {"HEALTH_INTERVAL": 1, "QUEUES": '{"default": 10}', "SQS_WAIT": 0}
         super().__init__(
             home, folder, "redis://unused", BROKER_URL=broker.url, **(limits | settings)
         )

@@ -75,8 +75,7 @@ class _Lean(AbstractConnection):
     def pack_command(self, *arguments: Any) -> list[bytes]:
         """Write a command with hiredis, as redis-py does where it is not asynchronous."""
         name, *others = arguments
-        words: Any = name.encode().split() if isinstance(name, str) else name.split()
-        return [hiredis.pack_command((*words, *others))]
+        return [hiredis.pack_command((*name.split(), *others))]
 
     async def send_packed_command(self, *arguments: Any, **options: Any) -> None:
         """Send a command, and take uvloop's error for what it is: a lost connection."""
@@ -134,9 +133,8 @@ class Script:
 
 def has_done_nothing(error: BaseException) -> bool:
     """Return whether the server cannot have run what failed with this error."""
-    if isinstance(error, ResponseError):
-        return True
-    return isinstance(error.__context__, ConnectionRefusedError | FileNotFoundError)
+    was_refused = isinstance(error.__context__, ConnectionRefusedError | FileNotFoundError)
+    return was_refused or isinstance(error, ResponseError)
 
 
 def passes(error: BaseException) -> bool:
@@ -148,14 +146,11 @@ def passes(error: BaseException) -> bool:
 
 def code(error: BaseException) -> str:
     """Return the first word of a server's answer, or the type of another error: never a value."""
-    if isinstance(error, ResponseError):
-        # redis-py strips some codes and keeps them as the name of the exception.
-        first = str(error).partition(" ")[0]
-        name = type(error).__name__
-        known = {"ReadOnlyError": "READONLY", "OutOfMemoryError": "OOM"}
-        return known.get(name, first if first.isupper() else name)
-    name = type(error).__name__
-    return "LOADING" if name == "BusyLoadingError" else name
+    name, first = type(error).__name__, str(error).partition(" ")[0]
+    # redis-py strips some codes and keeps them as the name of the exception.
+    known = {"BusyLoadingError": "LOADING", "OutOfMemoryError": "OOM", "ReadOnlyError": "READONLY"}
+    is_code = isinstance(error, ResponseError) and first.isupper()
+    return known.get(name, first if is_code else name)
 
 
 class Outage:

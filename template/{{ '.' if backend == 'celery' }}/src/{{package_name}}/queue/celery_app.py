@@ -42,6 +42,7 @@ def create_celery(settings: QueueSettings, tasks: Iterable[Task[..., Any]]) -> A
     default = settings.celery_queue("default")
     app.conf.update(
         broker_url=settings.broker_url.get_secret_value(),
+        broker_transport=f"{__package__}.sqs:Transport" if broker == "sqs" else None,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
         broker_connection_timeout=4,
@@ -162,6 +163,19 @@ def _validate(tasks: list[Task[..., Any]], settings: QueueSettings) -> None:
             raise ValueError(f"two tasks have the name {task.name}")
         if task.queue not in settings.queues:
             raise ValueError(f"QUEUES must name {task.queue!r}, the queue of task {task.name}")
+        if task.cron:
+            _validate_cron(task.name, task.cron.fields)
         timeout = task.timeout or settings.job_timeout
         if comes_again and timeout >= settings.visibility_timeout:
             raise ValueError(f"VISIBILITY_TIMEOUT must be longer than the timeout of {task.name}")
+
+
+def _validate_cron(name: str, fields: str) -> None:
+    """Refuse what Celery's beat reads in another way than cron, or not at all."""
+    _, _, day, _, weekday = fields.split()
+    if "*" not in {day, weekday}:
+        raise ValueError(f"{name}: Celery wants day and weekday to match, cron one of them")
+    try:
+        crontab.from_string(fields)
+    except ValueError as error:
+        raise ValueError(f"{name}: Celery does not know the schedule {fields!r}") from error

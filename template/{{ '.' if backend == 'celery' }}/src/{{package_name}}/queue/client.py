@@ -230,7 +230,9 @@ class TaskQueue:
         results = await asyncio.gather(*(send() for _ in range(THREADS)), return_exceptions=True)
         failed = [each for each in results if isinstance(each, BaseException)]
         if failed:
-            await self.read(lambda: self.store.withdraw(unsent))
+            # What an earlier call has made may have a message.
+            mine = {job.id for job, before in zip(new, known, strict=True) if before is None}
+            await self.read(lambda: self.store.withdraw(unsent & mine))
             raise failed[0]
         return known
 

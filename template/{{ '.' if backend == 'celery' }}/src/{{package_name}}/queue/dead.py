@@ -38,6 +38,9 @@ class DeadJobs:
         """Enqueue a dead job again, under its id; return False if there is no such dead job.
 
         While the broker is away, it is due as soon as a worker can publish it.
+
+        Raises:
+            ValueError: It cannot be published: its workflow or its queue is not known.
         """
         job = await self._queue.read(lambda: self._store.revive(job_id))
         if job is None:

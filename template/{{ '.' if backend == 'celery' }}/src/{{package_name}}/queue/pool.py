@@ -1,6 +1,7 @@
 """Celery's pool, consumer and messages: jobs can be cancelled, and outlast a connection."""
 
 import logging
+import threading
 from functools import partial
 from typing import Any
 
@@ -62,6 +63,10 @@ class JobConsumer(Consumer):  # type: ignore[misc] # as above
 
         return handle_safely
 
+    def on_unknown_task(self, body: Any, message: Any, exc: Exception) -> None:  # noqa: ARG002 - as above
+        """Refuse a message as Celery does, and log none of its arguments."""
+        super().on_unknown_task("hidden", message, exc)
+
     def ensure_connected(self, conn: Any) -> Any:
         """Connect, with a few seconds between attempts, however many there were."""
         conn.ensure_connection = partial(conn.ensure_connection, interval_max=LONGEST_PAUSE)
@@ -88,6 +93,14 @@ class JobRequest(Request):  # type: ignore[misc] # as above
 
     def terminate(self, pool: Any, signal: Any = None) -> None:  # noqa: ARG002 - Celery's
         """Abort the job, as `revoke(terminate=True)` and Flower's button ask."""
+        self._abort()
+
+    def _announce_revoked(self, reason: Any, terminated: Any, signum: Any, expired: Any) -> None:
+        """Abort a job that was revoked while its message waited; the database may take a while."""
+        super()._announce_revoked(reason, terminated, signum, expired)
+        threading.Thread(target=self._abort, name="abort", daemon=True).start()
+
+    def _abort(self) -> None:
         self.task.app.runner.abort(self.id)
 
     def cancel(self, pool: Any, signal: Any = None, emit_retry: bool = True) -> None:  # noqa: ARG002, FBT001, FBT002 - Celery's

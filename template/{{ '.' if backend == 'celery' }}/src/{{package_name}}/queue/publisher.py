@@ -98,7 +98,7 @@ class Publisher:
         except self._errors() as error:
             self._disconnect()
             name = type(error.__cause__ or error).__name__
-            if used_before and name != "TimeoutError":
+            if used_before and not name.endswith("TimeoutError"):  # botocore has its own
                 return self.send(call)
             raise QueueUnavailableError(f"the broker is not available: {name}") from error
 

@@ -8,7 +8,6 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from datetime import UTC, datetime
 from functools import partial
@@ -17,7 +16,7 @@ from typing import Any, TypeVar
 import uvloop
 from celery import exceptions
 from pydantic_core import to_json
-from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import InterfaceError, InternalError, OperationalError
 
 from .arguments import check_json
 from .attempt import (
@@ -39,14 +38,15 @@ from .models import JobContext, JobStatus
 from .settings import QueueSettings
 from .store import Begun, Ended, NewJob, Store
 from .task import Task
+from .threads import DaemonThreads
 
 T = TypeVar("T")
 OpenResources = Callable[[TaskQueue], AbstractAsyncContextManager[Any]]
 TICK = 0.5  # seconds between two looks for due jobs and for those to be aborted
 UPKEEP = 60  # seconds between two looks for what has expired
-AT_ONCE = 100  # jobs that one look takes
+AT_ONCE = 20  # jobs that one look takes
 PAUSE = 1  # seconds between two attempts to reach the database
-DATABASE_ERRORS = (InterfaceError, OperationalError)
+DATABASE_ERRORS = (InterfaceError, InternalError, OperationalError)
 logger = logging.getLogger(__name__)
 
 
@@ -77,6 +77,7 @@ class Runner:
         self._starting = threading.Lock()
         self._process: int | None = None
         self._attempts: dict[str, Attempt] = {}
+        self._threads = DaemonThreads()
         self._ending = False
         for task in tasks:
             self._register(task)
@@ -119,9 +120,6 @@ class Runner:
 
     async def _open(self) -> None:
         self._stack = stack = AsyncExitStack()
-        threads = ThreadPoolExecutor(self._app.conf.worker_concurrency, "task")
-        stack.callback(threads.shutdown, wait=False, cancel_futures=True)
-        self._threads = threads
         self._queue = await stack.enter_async_context(
             open_queue(self._settings, app=self._app, wait=True)
         )
@@ -201,7 +199,10 @@ class Runner:
         )
         delivery: Any = request.delivery_info or {}
         redelivered = bool(delivery.get("redelivered"))
-        begun = self._persist(lambda: self._store.begin(job, redelivered=redelivered))
+        is_known = request.origin == self._settings.queue_name
+        begun = self._persist(
+            lambda: self._store.begin(job, redelivered=redelivered, is_known=is_known)
+        )
         if begun is None:
             raise exceptions.Ignore
         if isinstance(begun, Ended):
@@ -322,6 +323,9 @@ class Runner:
                 seconds = await self._seconds_to_next()
             except QueueUnavailableError as error:
                 logger.warning("deferred jobs wait: %s", error)
+                seconds = TICK
+            except Exception:  # whatever it is, the signs of life go on
+                logger.exception("upkeep failed")
                 seconds = TICK
             self._wake.clear()
             try:

@@ -5,6 +5,7 @@ what a message does: Celery may deliver one twice, or late, and a row runs once.
 """
 
 import json
+import logging
 import secrets
 import threading
 import time
@@ -36,6 +37,7 @@ from sqlalchemy import (
     insert,
     or_,
     select,
+    true,
     update,
 )
 from sqlalchemy.dialects import postgresql, sqlite
@@ -49,7 +51,9 @@ from .settings import QueueSettings
 LIFETIME = 3  # health intervals without a sign of life until a worker counts as lost
 WITHDRAWN = "withdrawn"  # its message may have been sent although enqueueing failed: it never runs
 UNKNOWN_CANVAS = ""  # of a workflow's job that no worker has begun: Celery alone sends it
+CLOCKS = 10  # seconds by which those of two hosts may differ
 PUBLISHING = 60  # seconds until a deferred job is published again whose publisher was lost
+logger = logging.getLogger(__name__)
 UNFINISHED = (JobStatus.DEFERRED, JobStatus.QUEUED, JobStatus.IN_PROGRESS)
 metadata = MetaData()
 
@@ -171,10 +175,12 @@ class Store:
         self._sqlite = url.startswith("sqlite")
         if not self._sqlite:
             options["connect_args"] = {"connect_timeout": 2, "tcp_user_timeout": 15_000}
+            options["pool_timeout"] = None
         self.engine: Engine = create_engine(url, **options)
         self._insert = sqlite.insert if self._sqlite else postgresql.insert
         self._turn = threading.Lock()  # SQLite's writers take turns, best without trying
         self._tables = False
+        self._signed_at, self._sure_at = time.monotonic(), 0.0
         if self._sqlite:
             event.listen(self.engine, "connect", _share_sqlite)
 
@@ -245,7 +251,9 @@ class Store:
         if connection.execute(adding).first():
             return None
         stored = _locked(connection, new.id)
-        if stored is None or self._is_free(stored, new.kind, now):
+        if stored is None:  # another process has replaced it just now
+            return self._add_one(connection, new)
+        if self._is_free(stored, new.kind, now):
             connection.execute(delete(jobs).where(jobs.c.id == new.id))
             connection.execute(insert(jobs).values(row))
             return None
@@ -288,17 +296,23 @@ class Store:
         keep = self._settings.keep_dead if failed else self._settings.keep_result
         return row.finished_at is not None and time.time() > row.finished_at + keep
 
-    def begin(self, new: NewJob, *, redelivered: bool) -> Begun | Ended | None:
+    def begin(
+        self, new: NewJob, *, redelivered: bool, is_known: bool = True
+    ) -> Begun | Ended | None:
         """Begin an attempt; None if this message must do nothing.
 
         A broker that starts again redelivers the messages of jobs that go on: their workers cannot
         acknowledge them any more. They do nothing, and `recover` is there for their jobs.
 
-        A job whose message was not sent by `TaskQueue` gets its row here.
+        A job that may not be known, as its message was not sent by `TaskQueue`, gets its row here. One
+        that was known has been deleted.
         """
         now = time.time()
         with self.writing() as connection:
             row = _locked(connection, new.id)
+            if row is None and is_known:
+                logger.warning("job %s (%s) has no record, and does not run", new.id, new.task)
+                return None
             if row is None:
                 self._add_one(connection, new)
                 row = _locked(connection, new.id)
@@ -334,7 +348,7 @@ class Store:
     def _goes_on(self, connection: Connection, row: Row[Any], *, redelivered: bool) -> bool:
         """Return whether a job runs, or will run again, without this message."""
         if row.status == JobStatus.DEFERRED:
-            return redelivered and bool(row.due_at > time.time())
+            return bool(row.due_at > time.time() + (0 if redelivered else CLOCKS))
         if row.status != JobStatus.IN_PROGRESS:
             return False
         if redelivered:
@@ -374,7 +388,7 @@ class Store:
 
     def _end(self, job_id: str, **values: Any) -> None:
         """Store how an attempt ended, unless another worker has begun one since."""
-        mine = jobs.c.status == JobStatus.IN_PROGRESS, jobs.c.worker == self._worker
+        mine = jobs.c.finished_at.is_(None), jobs.c.worker == self._worker
         self._change(job_id, *mine, **values)
 
     def _change(self, job_id: str, *only: ColumnElement[bool], **values: Any) -> None:
@@ -403,7 +417,7 @@ class Store:
         """Take deferred jobs that are due, which are then this process's to publish."""
         now = time.time()
         leased_until = now + PUBLISHING
-        is_due = (jobs.c.status == JobStatus.DEFERRED, _free_at <= now)
+        is_due = (*self._deferred(), _free_at <= now)
         with self.reading() as connection:
             if connection.execute(select(jobs.c.id).where(*is_due).limit(1)).first() is None:
                 return []
@@ -418,9 +432,13 @@ class Store:
     def next_due(self) -> float | None:
         """Return when the next deferred job is due."""
         with self.reading() as connection:
-            first = select(func.min(_free_at)).where(jobs.c.status == JobStatus.DEFERRED)
+            first = select(func.min(_free_at)).where(*self._deferred())
             moment: float | None = connection.execute(first).scalar()
             return moment
+
+    def _deferred(self) -> tuple[ColumnElement[bool], ...]:
+        """Select deferred jobs of the queues that this process knows."""
+        return jobs.c.status == JobStatus.DEFERRED, jobs.c.queue.in_(self._settings.queues)
 
     def published(self, due: NewJob) -> None:
         """Mark a deferred job as queued, unless its message has arrived already."""
@@ -444,11 +462,19 @@ class Store:
         return _dead_job(row) if row else None
 
     def revive(self, job_id: str) -> NewJob | None:
-        """Make a dead job a deferred one that this process is to publish."""
+        """Make a dead job a deferred one that this process is to publish.
+
+        Raises:
+            ValueError: It cannot be published.
+        """
         with self.writing() as connection:
             row = _locked(connection, job_id)
             if row is None or row.status != JobStatus.FAILED:
                 return None
+            if row.canvas == UNKNOWN_CANVAS:
+                raise ValueError("No worker has begun this workflow: start it again")
+            if row.queue not in self._settings.queues:
+                raise ValueError(f"QUEUES has no queue {row.queue!r}")
             leased_until = time.time() + PUBLISHING
             values = {
                 "status": JobStatus.DEFERRED,
@@ -491,6 +517,12 @@ class Store:
         sign = self._insert(workers).values(values)
         with self.writing() as connection:
             connection.execute(sign.on_conflict_do_update(index_elements=["name"], set_=values))
+        if self._has_not_signed():
+            self._sure_at = time.monotonic() + LIFETIME * self._settings.health_interval
+        self._signed_at = time.monotonic()
+
+    def _has_not_signed(self) -> bool:
+        return time.monotonic() > self._signed_at + 2 * self._settings.health_interval
 
     def recover(self) -> None:
         """Let jobs run again that have no message, and whose workers are lost."""
@@ -530,6 +562,8 @@ class Store:
         return worker == self._worker or connection.execute(found).first() is not None
 
     def _is_alive(self) -> ColumnElement[bool]:
+        if self._worker and (self._has_not_signed() or time.monotonic() < self._sure_at):
+            return true()  # if this worker could not sign, neither could the others
         return workers.c.seen_at > time.time() - LIFETIME * self._settings.health_interval
 
     def sign_off(self) -> None:
@@ -566,8 +600,8 @@ class Store:
         with self.writing() as connection:
             connection.execute(delete(jobs).where(old))
             connection.execute(delete(workflows).where(workflows.c.created_at < kept))
-            lost = workers.c.seen_at < now - 10 * settings.health_interval
-            connection.execute(delete(workers).where(lost))
+            lost = workers.c.seen_at < now - 10 * settings.health_interval, ~self._is_alive()
+            connection.execute(delete(workers).where(*lost))
 
     def add_workflow(self, workflow_id: str, kind: str, steps: Sequence[tuple[str, str]]) -> None:
         """Store a workflow: the task and the job's id of each step."""
@@ -658,9 +692,9 @@ def _failed(failure: Failure) -> dict[str, Any]:
     return {
         "status": JobStatus.FAILED,
         "error_type": failure.type,
-        "error_message": failure.message,
+        "error_message": failure.message.replace("\0", "\\0"),  # which PostgreSQL does not store
         "error_public": failure.public,
-        "traceback": failure.traceback,
+        "traceback": failure.traceback.replace("\0", "\\0"),
         "finished_at": time.time(),
     }
 

@@ -72,7 +72,7 @@ class Workflows:
         *header, body = parts
         _check(header)
         signatures = [self._signature(part) for part in header]
-        canvas = chord(signatures, self._signature(body, takes_list=True), app=self._app)
+        canvas = chord(signatures, self._signature(body), app=self._app)
         return Draft("chord", parts, len(header), canvas)
 
     def start(self, workflow_id: str, draft: Draft) -> None:
@@ -112,13 +112,9 @@ class Workflows:
         status = _status(jobs, len(tasks))
         return Workflow(workflow_id=workflow_id, kind=kind, status=status, tasks=tasks, jobs=jobs)
 
-    def _signature(self, part: Part, *, takes_list: bool = False) -> Any:
+    def _signature(self, part: Part) -> Any:
         step = part.step
-        headers = {
-            "result_argument": step.result_argument,
-            "takes_list": takes_list,
-            "trace": part.trace,
-        }
+        headers = {"result_argument": step.result_argument, "trace": part.trace}
         return self._app.signature(
             step.task.name,
             kwargs=json.loads(to_json(step.arguments)),

@@ -44,7 +44,8 @@ T = TypeVar("T")
 OpenResources = Callable[[TaskQueue], AbstractAsyncContextManager[Any]]
 TICK = 0.5  # seconds between two looks for due jobs and for those to be aborted
 UPKEEP = 60  # seconds between two looks for what has expired
-AT_ONCE = 20  # jobs that one look takes
+AT_ONCE = 20  # jobs that one look publishes, since signs of life wait for it
+EXPIRED_AT_ONCE = 100
 PAUSE = 1  # seconds between two attempts to reach the database
 DATABASE_ERRORS = (InterfaceError, InternalError, OperationalError)
 logger = logging.getLogger(__name__)
@@ -362,7 +363,7 @@ class Runner:
 
     def _remove_expired(self) -> None:
         error = JobExpiredError(f"no worker has begun it by {datetime.now(UTC):%Y-%m-%d %H:%M} UTC")
-        for job_id in self._store.expired(AT_ONCE):
+        for job_id in self._store.expired(EXPIRED_AT_ONCE):
             self._store.expire(job_id, failure(error))
         self._store.purge()
 

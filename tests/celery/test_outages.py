@@ -12,6 +12,14 @@ from .brokers import Broker
 from .harness import BACK, Service, status
 
 
+def run_one(service: Service, api: httpx2.Client) -> str:
+    """Run a job, and return its id when its outcome is stored."""
+    [job_id] = enqueue(api, "work", {"key": "known"})
+    service.journal.wait("end", "known")
+    until(lambda: status(api, job_id) == "complete", "it is not stored")
+    return job_id
+
+
 def assert_unavailable(api: httpx2.Client, known: str) -> None:
     """Check that enqueueing is refused in time, three times running, and the rest goes on."""
     for _ in range(3):
@@ -38,9 +46,7 @@ def test_the_service_survives_outages_of_its_broker(
     with Service(home, tmp_path, broker) as service:
         api, journal = service.start_api(), service.journal
         workers = service.start_workers(2)
-        [known] = enqueue(api, "work", {"key": "known"})
-        journal.wait("end", "known")
-        until(lambda: status(api, known) == "complete", "it is not stored")
+        known = run_one(service, api)
         enqueue(api, "hold", *[{"key": f"held-{number}"} for number in range(6)])
         journal.wait("begin", count=7)
 

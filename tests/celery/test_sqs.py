@@ -19,6 +19,7 @@ from .test_crashes import (
 from .test_outages import (
     assert_back,
     assert_unavailable,
+    run_one,
     test_jobs_whose_messages_the_broker_has_lost_run_again,
 )
 from .test_workflows import (
@@ -58,9 +59,7 @@ def test_the_service_survives_outages_of_sqs(home: Path, tmp_path: Path, broker:
         with Service(home, tmp_path, broker) as service:
             api, journal = service.start_api(), service.journal
             workers = service.start_workers(2)
-            [known] = enqueue(api, "work", {"key": "known"})
-            journal.wait("end", "known")
-            until(lambda: status(api, known) == "complete", "it is not stored")
+            known = run_one(service, api)
             [held] = enqueue(api, "hold", {"key": "held"})
             journal.wait("begin", "held")
 

@@ -63,7 +63,7 @@ class JobConsumer(Consumer):  # type: ignore[misc] # as above
 
         return handle_safely
 
-    def on_unknown_task(self, body: Any, message: Any, exc: Exception) -> None:  # noqa: ARG002 - as above
+    def on_unknown_task(self, body: Any, message: Any, exc: Exception) -> None:  # noqa: ARG002 - Celery's
         """Refuse a message as Celery does, and log none of its arguments."""
         super().on_unknown_task("hidden", message, exc)
 

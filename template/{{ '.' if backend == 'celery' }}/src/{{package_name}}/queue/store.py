@@ -553,7 +553,7 @@ class Store:
         lives = jobs.c.worker.in_(select(workers.c.name).where(self._is_alive()))
         begun = (jobs.c.status == JobStatus.IN_PROGRESS) & (jobs.c.started_at < long_ago) & ~lives
         waits = or_(jobs.c.status == JobStatus.QUEUED, begun)
-        sent_here = func.coalesce(jobs.c.canvas, "alone") != UNKNOWN_CANVAS
+        sent_here = jobs.c.canvas.is_distinct_from(UNKNOWN_CANVAS)
         old = jobs.c.published_at < long_ago
         return jobs.c.queue.in_(self._settings.queues), old, sent_here, waits
 

@@ -126,8 +126,8 @@ def print_backends() -> None:
         for rows in zip(*(backend.aspects() for backend in BACKENDS), strict=True):
             table.add_row(rows[0][0], *(value for _, value in rows))
         console.print(table)
-    generated = " and ".join(backend.name for backend in BACKENDS if backend.generated)
-    console.print(f"This version of taskgen generates {generated}.")
+    *names, last = (backend.name for backend in BACKENDS if backend.generated)
+    console.print(f"This version of taskgen generates {', '.join(names)} and {last}.")
 
 
 def print_error(error: TaskgenError) -> None:
